@@ -1,0 +1,6 @@
+"""The ops: one file each, with schema, reference, fake, autograd and Python entry."""
+
+from .library import BackendError, use_backend
+from .update import update, update_
+
+__all__ = ["BackendError", "update", "update_", "use_backend"]

@@ -1,0 +1,135 @@
+"""The torch library ``fastsample``: where ops are defined, and the choice of backend per device.
+
+Schema, fake and autograd live here in Python, the reference is the fallback of every device, and a compiled library or
+Triton only adds the implementation of a dispatch key.  So every op exists, traces and is testable with nothing compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+lib = torch.library.Library("fastsample", "DEF")  # noqa: TOR901  (lives as long as the process)
+log = logging.getLogger("fastsample")
+
+BACKENDS = ("auto", "native", "triton", "reference")
+_lock = threading.RLock()
+_reference: dict[str, Callable[..., Any]] = {}
+_triton: dict[str, Callable[..., Any]] = {}
+_override: torch.library.Library | None = None
+_forced = "auto"
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name that cannot run here; the message says why and what to do."""
+
+
+def add_backend(op: str, *, reference: Callable[..., Any], triton: Callable[..., Any]) -> None:
+    """Register the reference of ``op`` as the fallback of every device, and remember its Triton form."""
+    _reference[op], _triton[op] = reference, triton
+    lib.impl(op, _first_use(op), "CompositeExplicitAutograd")
+
+
+def forced() -> str:
+    """The backend asked for by ``use_backend`` or ``FASTSAMPLE_BACKEND``, else ``"auto"``."""
+    return _forced
+
+
+def force(name: str) -> None:
+    """Run every op on backend ``name`` from now on, in the whole process.  See ``use_backend``."""
+    global _override, _forced
+    name = {"cuda": "native", "cpu": "native", "torch": "reference"}.get(name, name)
+    if name not in BACKENDS:
+        raise ValueError(f"backend: got {name!r}, allowed are {', '.join(BACKENDS)} (cuda and cpu mean native)")
+    with _lock:
+        functions: dict[str, Callable[..., Any]] = {}
+        if name == "reference":
+            functions = _reference
+        elif name == "triton":
+            _require_triton()
+            functions = _triton
+        elif name == "native":
+            _require_native()
+        if _override is not None:
+            _override._destroy()
+            _override = None
+        _forced = name
+        if functions:
+            _override = torch.library.Library("fastsample", "IMPL")  # noqa: TOR901
+            keys = ("CPU", "CUDA", "XPU") if name == "reference" else ("CUDA", "XPU", *_interpreted())
+            for op, function in functions.items():
+                for key in keys:
+                    _override.impl(op, function, key, allow_override=True)
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the ops of this block on one backend: ``"native"``, ``"triton"``, ``"reference"`` or ``"auto"``.
+
+    The choice holds for the whole process, not only for this thread.  Raises ``BackendError`` if that backend cannot run
+    here (it never falls back), ``ValueError`` for an unknown name.
+    """
+    before = _forced
+    force(name)
+    try:
+        yield
+    finally:
+        force(before)
+
+
+def _first_use(op: str) -> Callable[..., Any]:
+    def fallback(*args: Any) -> Any:
+        from .. import native
+
+        device = _device_of(args)
+        if _forced == "auto" and native.load_for(device):
+            return getattr(torch.ops.fastsample, op)(*args)
+        if _forced == "native":
+            raise BackendError(native.why_not(device))
+        return _reference[op](*args)
+
+    return fallback
+
+
+def _device_of(args: tuple[Any, ...]) -> str:
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            return arg.device.type
+        if isinstance(arg, (list, tuple)) and arg and isinstance(arg[0], torch.Tensor):
+            return str(arg[0].device.type)
+    return "cpu"
+
+
+def _require_native() -> None:
+    from .. import native
+
+    if not native.load_for("cpu"):
+        raise BackendError(native.why_not("cpu"))
+    if torch.cuda.is_available() and not native.load_for("cuda"):
+        raise BackendError(native.why_not("cuda"))
+
+
+def _interpreted() -> tuple[str, ...]:
+    import os
+
+    return ("CPU",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
+
+
+def _require_triton() -> None:
+    try:
+        import triton  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError as error:
+        raise BackendError(f"backend triton: cannot import triton ({error}); install it, or use another backend") from error
+    if not torch.cuda.is_available() and not _interpreted():
+        raise BackendError("backend triton: no GPU here; set TRITON_INTERPRET=1 before the start to run it on the CPU")
+
+
+def register_triton(device: str) -> None:
+    """Make Triton the implementation of every op on ``device`` (used where no compiled library serves it)."""
+    for op, function in _triton.items():
+        lib.impl(op, function, device.upper())

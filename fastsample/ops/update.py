@@ -1,0 +1,325 @@
+"""``fastsample::update``: one row of a plan applied to the whole state in one pass.  The arithmetic is in docs/row.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import noise as noise_module
+from .. import row
+from .library import add_backend, lib
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+lib.define(
+    "update_(Tensor(a!)[] outs, Tensor[] terms, Tensor table, Tensor step, Tensor? key, Tensor[] noise) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+lib.define(
+    "update(Tensor[] terms, Tensor table, Tensor step, Tensor? key, Tensor[] noise, int outputs, "
+    "ScalarType[] dtypes) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def update_(
+    outs: Sequence[Tensor],
+    terms: Sequence[Tensor],
+    table: Tensor,
+    step: Tensor,
+    key: Tensor | None = None,
+    noise: Sequence[Tensor] = (),
+) -> None:
+    """Apply row ``step`` of ``table`` to ``terms`` and write ``outs``, which may be the memory of some terms.
+
+    ``outs``: 1 to 3 tensors, ``terms``: 0 to 8 tensors, all of one shape ``(B, ...)``, one device, and each of its own
+    floating dtype (float32, bfloat16, float16, float64).  ``table``: ``(N, 48)`` float64.  ``step``: int64 ``()`` or
+    ``(B,)``.  ``key``: ``(B, 2)`` uint64, or ``noise``: up to 2 tensors of the same shape.  No gradient flows: use
+    ``update``.  Raises ``ValueError`` or ``TypeError`` before any memory is written.
+    """
+    check(outs, terms, table, step, key, noise)
+    torch.ops.fastsample.update_(list(outs), list(terms), table, step, key, list(noise))
+
+
+def update(
+    terms: Sequence[Tensor],
+    table: Tensor,
+    step: Tensor,
+    key: Tensor | None = None,
+    noise: Sequence[Tensor] = (),
+    outputs: int = 1,
+    dtypes: Sequence[torch.dtype] = (),
+) -> list[Tensor]:
+    """Functional form of ``update_``: new tensors laid out like ``terms[0]``; differentiable in terms, table and noise.
+
+    ``outputs``: 1 to 3.  ``dtypes``: one per output, or none for the dtype of ``terms[0]``.
+    """
+    if not terms:
+        raise ValueError("terms: got none; the functional form needs one for the shape (use update_)")
+    if not 1 <= outputs <= row.MAX_OUTPUTS:
+        raise ValueError(f"outputs: got {outputs}, allowed are 1..{row.MAX_OUTPUTS}")
+    if dtypes and len(dtypes) != outputs:
+        raise ValueError(f"dtypes: got {len(dtypes)} for {outputs} outputs; give one per output, or none")
+    check([], terms, table, step, key, noise)
+    return list(torch.ops.fastsample.update(list(terms), table, step, key, list(noise), outputs, list(dtypes)))
+
+
+def check(
+    outs: Sequence[Tensor],
+    terms: Sequence[Tensor],
+    table: Tensor,
+    step: Tensor,
+    key: Tensor | None,
+    noise: Sequence[Tensor],
+) -> None:
+    """Raise ``ValueError``/``TypeError`` that names the argument unless the call is well formed (reads no values)."""
+    if len(outs) > row.MAX_OUTPUTS or len(terms) > row.MAX_TERMS or len(noise) > row.MAX_NOISES:
+        raise ValueError(
+            f"got {len(outs)} outs, {len(terms)} terms, {len(noise)} noise; "
+            f"at most {row.MAX_OUTPUTS}, {row.MAX_TERMS}, {row.MAX_NOISES} are allowed"
+        )
+    tensors = [(f"outs[{i}]", x) for i, x in enumerate(outs)]
+    tensors += [(f"terms[{i}]", x) for i, x in enumerate(terms)] + [(f"noise[{i}]", x) for i, x in enumerate(noise)]
+    if not tensors:
+        raise ValueError("outs, terms: got none")
+    first_name, first = tensors[0]
+    if first.dim() < 1:
+        raise ValueError(f"{first_name}: got a tensor without dimensions, allowed is (B, ...)")
+    for name, x in tensors:
+        if x.dtype not in _FLOATS:
+            raise TypeError(f"{name}: got {x.dtype}, allowed are float32, bfloat16, float16 and float64")
+        if x.shape != first.shape:
+            raise ValueError(f"{name}: got shape {tuple(x.shape)}, allowed is that of {first_name}, {tuple(first.shape)}")
+        if x.device != first.device:
+            raise ValueError(f"{name}: got device {x.device}, allowed is that of {first_name}, {first.device}")
+    if table.dtype != torch.float64 or table.dim() != 2 or table.shape[1] != row.COLUMNS or not table.is_contiguous():
+        raise ValueError(
+            f"table: got shape {tuple(table.shape)} {table.dtype}, allowed is contiguous (N, {row.COLUMNS}) float64"
+        )
+    batch = first.shape[0]
+    if step.dtype != torch.int64 or step.dim() > 1 or (step.dim() == 1 and step.shape[0] != batch):
+        raise ValueError(f"step: got shape {tuple(step.shape)} {step.dtype}, allowed is () or ({batch},) int64")
+    if key is not None:
+        if noise:
+            raise ValueError("key, noise: got both; give keys or noise tensors")
+        if key.dtype != torch.uint64 or tuple(key.shape) != (batch, 2):
+            raise ValueError(f"key: got shape {tuple(key.shape)} {key.dtype}, allowed is ({batch}, 2) uint64")
+    for name, x in (("table", table), ("step", step), *((("key", key),) if key is not None else ())):
+        if x.device != first.device:
+            raise ValueError(f"{name}: got device {x.device}, allowed is that of {first_name}, {first.device}")
+    _check_memory(outs, terms, noise)
+
+
+def _check_memory(outs: Sequence[Tensor], terms: Sequence[Tensor], noise: Sequence[Tensor]) -> None:
+    for i, out in enumerate(outs):
+        if any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
+            raise ValueError(f"outs[{i}]: got an expanded tensor, whose elements share memory")
+        lo, hi = _span(out)
+        for name, x in [(f"outs[{j}]", y) for j, y in enumerate(outs) if j < i] + [
+            (f"{kind}[{j}]", y) for kind, group in (("terms", terms), ("noise", noise)) for j, y in enumerate(group)
+        ]:
+            other_lo, other_hi = _span(x)
+            if hi <= other_lo or other_hi <= lo:
+                continue
+            same = lo == other_lo and out.stride() == x.stride() and out.dtype == x.dtype
+            if name.startswith("outs") or not same:
+                raise ValueError(f"outs[{i}]: overlaps the memory of {name}; an output may be exactly a term, or apart")
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    if x.numel() == 0 or x.is_meta:
+        return 0, 0
+    try:
+        start = x.data_ptr()
+    except RuntimeError:  # fake tensors have no memory to overlap
+        return 0, 0
+    reach = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+    return start, start + (reach + 1) * x.element_size()
+
+
+def compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float64 if any tensor is, else float32."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+class _Row:
+    """The row(s) of a call, broadcastable: ``self[c]`` is column ``c`` as ``(1 or B, 1, ...)`` in the compute dtype."""
+
+    def __init__(self, table: Tensor, step: Tensor, dims: int, dtype: torch.dtype) -> None:
+        self.columns = table[step.reshape(-1)].to(dtype)
+        self.draws = table[step.reshape(-1), row.DRAW : row.DRAW + row.MAX_NOISES].to(torch.int64)
+        self.shape = (-1,) + (1,) * (dims - 1)
+
+    def __getitem__(self, column: int) -> Tensor:
+        return self.columns[:, column].reshape(self.shape)
+
+
+def _product(weight: Tensor, x: Tensor) -> Tensor:
+    return torch.where(weight == 0, torch.zeros((), dtype=x.dtype, device=x.device), weight * x)
+
+
+def _noises(coefficients: _Row, like: Tensor, key: Tensor | None, noise: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    if key is None:
+        return [x.to(dtype) for x in noise]
+    wide = dtype == torch.float64
+    return [
+        noise_module.reference_normals(key, like.shape, coefficients.draws[:, r], wide) for r in range(row.MAX_NOISES)
+    ]
+
+
+def reference(
+    terms: Sequence[Tensor],
+    coefficients: _Row,
+    noises: Sequence[Tensor],
+    outputs: int,
+    like: Tensor,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """The definition: D and the outputs in the compute dtype, in the order of docs/row.md."""
+    xs = [x.to(dtype) for x in terms]
+    zero = torch.zeros(like.shape, dtype=dtype, device=like.device)
+    y = zero
+    for j, x in enumerate(xs):
+        y = y + _product(coefficients[row.p(j)], x)
+    lo, hi = coefficients[row.LO], coefficients[row.HI]
+    d = torch.where(y < lo, lo, torch.where(y > hi, hi, y))
+    results = []
+    for k in range(outputs):
+        out = zero
+        for j, x in enumerate(xs):
+            out = out + _product(coefficients[row.w(k, j)], x)
+        out = out + _product(coefficients[row.w_d(k)], d)
+        for r, xi in enumerate(noises):
+            out = out + _product(coefficients[row.g(k, r)], xi)
+        results.append(out)
+    return results
+
+
+def _reference_update_(
+    outs: Sequence[Tensor],
+    terms: Sequence[Tensor],
+    table: Tensor,
+    step: Tensor,
+    key: Tensor | None = None,
+    noise: Sequence[Tensor] = (),
+) -> None:
+    check(outs, terms, table, step, key, noise)
+    if not outs:
+        return
+    inside = (step >= 0) & (step < table.shape[0])
+    if step.device.type == "cpu" and not bool(inside.all()):
+        raise ValueError(f"step: got {step.tolist()}, allowed are 0..{table.shape[0] - 1}")
+    dtype = compute_dtype([*outs, *terms])
+    coefficients = _Row(table, torch.where(inside, step, 0), outs[0].dim(), dtype)
+    noises = _noises(coefficients, outs[0], key, noise, dtype)
+    results = reference(terms, coefficients, noises, len(outs), outs[0], dtype)
+    inside = inside.reshape((-1,) + (1,) * (outs[0].dim() - 1))
+    for out, result in zip(outs, results, strict=True):
+        out.copy_(torch.where(inside, result, torch.nan))
+
+
+def _triton_update_(*args: Any) -> None:
+    from ..triton.update import update_ as run
+
+    run(*args)
+
+
+def _update(
+    terms: Sequence[Tensor],
+    table: Tensor,
+    step: Tensor,
+    key: Tensor | None = None,
+    noise: Sequence[Tensor] = (),
+    outputs: int = 1,
+    dtypes: Sequence[torch.dtype] = (),
+) -> list[Tensor]:
+    outs = _fake_update(terms, table, step, key, noise, outputs, dtypes)
+    torch.ops.fastsample.update_(outs, list(terms), table, step, key, list(noise))
+    return outs
+
+
+def _fake_update(
+    terms: Sequence[Tensor],
+    table: Tensor,
+    step: Tensor,
+    key: Tensor | None = None,
+    noise: Sequence[Tensor] = (),
+    outputs: int = 1,
+    dtypes: Sequence[torch.dtype] = (),
+) -> list[Tensor]:
+    return [torch.empty_like(terms[0], dtype=dtypes[k] if dtypes else None) for k in range(outputs)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    terms, table, step, key, noise, outputs, dtypes = inputs
+    ctx.save_for_backward(table, step, key, *terms, *noise)
+    ctx.counts = (len(terms), outputs, len(dtypes))
+
+
+def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """With g_k the gradient of out_k: dD = sum_k w_k g_k, dy = dD inside the limits, dx_j = sum_k W_kj g_k + P_j dy."""
+    table, step, key, *tensors = ctx.saved_tensors
+    n_terms, outputs, n_dtypes = ctx.counts
+    terms, noise = tensors[:n_terms], tensors[n_terms:]
+    dtype = compute_dtype(tensors)
+    c = _Row(table, step, terms[0].dim(), dtype)
+    noises = _noises(c, terms[0], key, noise, dtype)
+    zero = torch.zeros(terms[0].shape, dtype=dtype, device=terms[0].device)
+    g = [zero if grad is None else grad.to(dtype) for grad in grads]
+
+    y = zero
+    for j, x in enumerate(terms):
+        y = y + _product(c[row.p(j)], x.to(dtype))
+    lo, hi = c[row.LO], c[row.HI]
+    d = torch.where(y < lo, lo, torch.where(y > hi, hi, y))
+    d_grad = zero
+    for k in range(outputs):
+        d_grad = d_grad + c[row.w_d(k)] * g[k]
+    y_grad = torch.where((y < lo) | (y > hi), 0, d_grad)
+
+    term_grads = []
+    for j, x in enumerate(terms):
+        x_grad = c[row.p(j)] * y_grad
+        for k in range(outputs):
+            x_grad = x_grad + c[row.w(k, j)] * g[k]
+        term_grads.append(x_grad.to(x.dtype))
+    noise_grads = [sum((c[row.g(k, r)] * g[k] for k in range(outputs)), zero).to(noise[r].dtype) for r in range(len(noise))]
+
+    def total(product: Tensor) -> Tensor:
+        return product.double().flatten(1).sum(1)  # (B,)
+
+    columns = [torch.zeros(terms[0].shape[0], dtype=torch.float64, device=table.device)] * row.COLUMNS
+    for j, x in enumerate(terms):
+        columns[row.p(j)] = total(y_grad * x)
+    columns[row.LO] = total(torch.where(y < lo, d_grad, 0))
+    columns[row.HI] = total(torch.where(y > hi, d_grad, 0))
+    for k in range(outputs):
+        for j, x in enumerate(terms):
+            columns[row.w(k, j)] = total(g[k] * x)
+        columns[row.w_d(k)] = total(g[k] * d)
+        for r, xi in enumerate(noises):
+            columns[row.g(k, r)] = total(g[k] * xi)
+    per_sample = torch.stack(columns, dim=1)
+    index = step.reshape(-1).expand(terms[0].shape[0])
+    table_grad = torch.zeros_like(table).index_add(0, index, per_sample)
+    return term_grads, table_grad, None, None, noise_grads, None, [None] * n_dtypes
+
+
+def _refuse_gradient(keyset: Any, *args: Any) -> None:
+    if torch.is_grad_enabled() and any(
+        x.requires_grad for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,)) if isinstance(x, Tensor)
+    ):
+        raise RuntimeError("fastsample::update_ writes in place and passes no gradient on: use fastsample.ops.update")
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.fastsample.update_.default.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+add_backend("update_", reference=_reference_update_, triton=_triton_update_)
+lib.impl("update_", _refuse_gradient, "Autograd", with_keyset=True)
+lib.impl("update", _update, "CompositeExplicitAutograd")
+torch.library.register_fake("fastsample::update_", lambda *args, **kwargs: None, lib=lib)
+torch.library.register_fake("fastsample::update", _fake_update, lib=lib)
+torch.library.register_autograd("fastsample::update", _backward, setup_context=_setup_context, lib=lib)
