@@ -1,0 +1,327 @@
+"""``sample()``: a network and a plan in, samples out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import noise as keyed
+from .models.network import Network, Predictor, as_network
+from .run import Noise, PlanRun, Run, StepInfo
+
+Callback = Callable[[StepInfo], Any]
+Seed = int | Sequence[int] | torch.Generator
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class StopSampling(Exception):
+    """Raised by a callback to end the run; `sample` then returns the state as it is."""
+
+
+class Trajectory(NamedTuple):
+    """Samples ``x`` ``(B, ...)`` and the states ``states`` ``(steps done + 1, B, ...)``, from the start to ``x``."""
+
+    x: Tensor
+    states: Tensor
+
+
+def sample(
+    model: Any,
+    x: int | Sequence[int] | Tensor,
+    *,
+    solver: str | None = None,
+    steps: int | None = None,
+    schedule: Any = None,
+    grid: Any = None,
+    path: Any = None,
+    plan: Any = None,
+    prediction: str | None = None,
+    guidance: float | Sequence[float] | None = None,
+    cond: Any = None,
+    uncond: Any = None,
+    seed: Seed | None = None,
+    sample_ids: Sequence[int] | Tensor | None = None,
+    noise: Noise | None = None,
+    start: int | float | None = None,
+    callback: Callback | None = None,
+    denoised: bool = False,
+    progress: bool | str = False,
+    return_trajectory: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    grad: bool = False,
+    check: bool = True,
+    **options: Any,
+) -> Any:
+    """Draw samples.
+
+    Args:
+        model: any callable ``model(x, t)``, a `Network`, or an object with ``network()`` such as `GaussianMixture`; see
+            `as_network` for how a model says what it predicts. With ``cond`` it is called ``model(x, t, cond)``.
+        x: shape ``(B, ...)`` of the samples (or B alone if the model has a ``shape``), to start from noise; or a tensor:
+            the state at the first time of the path, or data when ``start`` is given.
+        solver, steps, schedule, grid: name of the solver (default ``"dpmpp-2m"``), number of steps (20), name or object
+            of the schedule (the model's own, else ``"vp-linear"``), name of the grid or list of times (``"log-snr"``).
+        path: a `Path` in place of steps, schedule and grid.
+        plan: a ready `Plan` in place of solver, path, prediction, guidance and options.
+        prediction: what the model predicts, if it does not say so itself.
+        guidance: weight w of classifier-free guidance, ``w cond + (1 - w) uncond``, or one per network call. Without
+            ``cond`` the model itself must return the pair ``(conditional, unconditional)``.
+        cond, uncond: conditions of the two branches: tensors, or dicts and tuples of tensors. ``uncond`` may be left out
+            if the model has a ``null_class``.
+        seed: a whole number, one per sample, or a ``torch.Generator`` that is asked once. None: torch's default one.
+        sample_ids: global indices ``(B,)`` of these samples, by default 0 to B - 1: the noise of a sample depends on the
+            seed and its index alone, so that batches may be cut anywhere.
+        noise: recorded noise in place of the seed, one tensor like x per draw (draw 0 is the start).
+        start: image-to-image: the step to begin at, or the fraction in (0, 1] of the steps to run; ``x`` is then data.
+        callback: called with a `StepInfo` after each update; may raise `StopSampling`.
+        denoised: give the callback the network's estimate of the data too (one more write per call).
+        progress: True: a bar on stderr if that is a terminal; ``"always"``: anyway.
+        return_trajectory: return a `Trajectory` instead of a tensor.
+        dtype, device: of the state; by default those of ``x``, else float32 and where the model's parameters are.
+        grad: let gradients pass through the whole run; keeps all of it in memory.
+        check: raise ``FloatingPointError`` if the samples are not finite. One look at the end, the only host read.
+        options: for the solver, such as ``eta``; see ``fastsample solvers``.
+
+    Returns:
+        The samples ``(B, ...)``, a new tensor, or a `Trajectory`.
+
+    Raises:
+        TypeError, ValueError: an argument that is not allowed, by name, before anything is computed.
+        FloatingPointError: the network gave NaN or infinity (see ``check``).
+    """
+    network = as_network(model, prediction=prediction if plan is None else None)
+    state = _state(x, network, dtype, device)
+    kind, first = _start(x, start)
+    if plan is None:
+        plan = _plan(network, solver, steps, schedule, grid, path, guidance, kind, first, options)
+    else:
+        given = {"solver": solver, "steps": steps, "schedule": schedule, "grid": grid, "path": path}
+        given |= {"prediction": prediction, "guidance": guidance, **options}
+        clash = [name for name, value in given.items() if value is not None]
+        if clash:
+            raise ValueError(f"{', '.join(clash)}: got a plan too, which already fixes it; give one of them")
+        if first is not None and first != 0:
+            raise ValueError("start: got a ready plan too; make it from the rest of the path, path[start:], and give start=0")
+        if isinstance(model, Network) and model.prediction != plan.prediction:
+            raise ValueError(f"plan: made for {plan.prediction!r} prediction, but the model predicts {model.prediction!r}")
+    if denoised:
+        plan = plan.with_denoised()
+
+    key = None if noise is not None else _keys(seed, sample_ids, len(state), state.device)
+    with _mode(grad):
+        run = PlanRun(plan, state, start=kind, key=key, noise=noise, input_dtype=network.dtype, grad=grad)
+        predict = _predictor(network, run.guided, cond, uncond, state)
+        states = _Recorder(run, plan.path.steps, grad) if return_trajectory else None
+        hooks = [hook for hook in (states, callback and _caller(run, callback)) if hook is not None]
+        with _bar(progress, run.calls, plan.solver) as advance:
+            drive(run, predict, [*hooks, *advance])
+        if check:
+            check_finite(run.state)
+        return run.state if states is None else Trajectory(run.state, states.value())
+
+
+def drive(run: Run, predict: Predictor, hooks: Sequence[Callable[[int], Any]] = ()) -> None:
+    """Ask and tell until the run is done; each hook is called with the number of the call that was just told."""
+    asks = run.asks()
+    tell = asks.send
+    try:
+        ask = next(asks)
+    except StopIteration:
+        return
+    call = 0
+    while True:
+        output = predict(*ask)
+        try:
+            ask = tell(output)
+            done = False
+        except StopIteration:
+            done = True
+        output = None  # type: ignore[assignment]  # not one more tensor in memory during the next network call
+        if hooks:
+            try:
+                for hook in hooks:
+                    hook(call)
+            except StopSampling:
+                asks.close()
+                return
+        if done:
+            return
+        call += 1
+
+
+def check_finite(x: Tensor) -> None:
+    """Raise ``FloatingPointError`` if ``x`` holds NaN or infinity; one host read, no temporary of the size of ``x``."""
+    if x.numel() == 0:
+        return
+    low, high = torch.stack(x.detach().aminmax()).tolist()  # a NaN anywhere makes both NaN
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise FloatingPointError(
+            "the samples are not finite: the network returned NaN or infinity; check its weights, its dtype, "
+            "and that prediction and time are what it was trained with"
+        )
+
+
+def _mode(grad: bool) -> Any:
+    return torch.enable_grad() if grad else torch.inference_mode()
+
+
+def _state(x: Any, network: Network, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+    """The given state, or a tensor without memory to say shape, dtype and device."""
+    if dtype is not None and dtype not in _FLOATS:
+        raise TypeError(f"dtype: got {dtype}, allowed are float32, bfloat16, float16 and float64")
+    if isinstance(x, Tensor):
+        if not x.is_floating_point() and dtype is None:
+            raise TypeError(f"x: got {x.dtype}, need a floating tensor, or dtype=")
+        if x.ndim < 2:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, need (B, ...) with at least two dimensions")
+        return x.to(device=device, dtype=dtype)
+    if isinstance(x, int) and not isinstance(x, bool):
+        if network.shape is None:
+            raise ValueError(f"x: got {x}, but the model does not say its shape; give the whole shape (B, ...)")
+        x = (x, *network.shape)
+    try:
+        shape = tuple(int(n) for n in x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"x: got {type(x).__name__}, need a shape (B, ...) or a tensor") from error
+    if len(shape) < 2 or min(shape) < 0:
+        raise ValueError(f"x: got shape {shape}, need (B, ...) with at least two dimensions")
+    return torch.empty((), dtype=dtype or torch.float32, device=device or network.device or "cpu").expand(shape)
+
+
+def _start(x: Any, start: int | float | None) -> tuple[str, int | float | None]:
+    """How the run begins, and the step or fraction that was asked for."""
+    if start is None:
+        return ("state" if isinstance(x, Tensor) else "noise"), None
+    if not isinstance(x, Tensor):
+        raise ValueError("start: got a shape for x; to begin at a step, x must be the data, a tensor")
+    if isinstance(start, bool) or not isinstance(start, (int, float)):
+        raise TypeError(f"start: got {type(start).__name__}, need a step (int) or a fraction of the steps (float)")
+    return "data", start
+
+
+def _first_step(start: int | float, steps: int) -> int:
+    if isinstance(start, int):
+        if not 0 <= start < steps:
+            raise ValueError(f"start: got step {start}, allowed are 0..{steps - 1}")
+        return start
+    if not 0 < start <= 1:
+        raise ValueError(f"start: got the fraction {start}, allowed are those in (0, 1]")
+    return steps - max(1, round(start * steps))
+
+
+def _plan(
+    network: Network,
+    solver: str | None,
+    steps: int | None,
+    schedule: Any,
+    grid: Any,
+    path: Any,
+    guidance: Any,
+    kind: str,
+    first: int | float | None,
+    options: Mapping[str, Any],
+) -> Any:
+    from .grids import make_path
+    from .plan import make_plan
+
+    if path is None:
+        schedule = schedule if schedule is not None else network.schedule or "vp-linear"
+        path = make_path(schedule, "log-snr" if grid is None else grid, 20 if steps is None else steps)
+    elif not (steps is None and schedule is None and grid is None):
+        raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
+    if first is not None:
+        path = path[_first_step(first, path.steps) :]
+    return make_plan(
+        solver or "dpmpp-2m",
+        path,
+        prediction=network.prediction,
+        guidance=guidance,
+        time=network.time,
+        input_scaling=network.input_scaling,
+        **options,
+    )
+
+
+def _keys(seed: Seed | None, sample_ids: Sequence[int] | Tensor | None, batch: int, device: torch.device) -> Tensor:
+    ids: Any = batch if sample_ids is None else sample_ids
+    if sample_ids is not None and len(sample_ids) != batch:
+        raise ValueError(f"sample_ids: got {len(sample_ids)}, need {batch}, one per sample")
+    if seed is None:
+        seed = torch.default_generator
+    if isinstance(seed, torch.Generator):
+        return keyed.keys_from_generator(seed, ids, device)
+    return keyed.keys(seed, ids, device)
+
+
+def _predictor(network: Network, guided: bool, cond: Any, uncond: Any, state: Tensor) -> Predictor:
+    for name, value in (("cond", cond), ("uncond", uncond)):
+        if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != len(state)):
+            raise ValueError(f"{name}: got shape {tuple(value.shape)}, need {len(state)} conditions, one per sample")
+    if not guided:
+        if uncond is not None:
+            raise ValueError("uncond: got it without guidance; give guidance= too")
+        return network.given(cond)
+    if cond is None:
+        if uncond is not None:
+            raise ValueError("cond: got none, but uncond; give both")
+        return network.given(None)
+    if uncond is None and network.null_class is not None and isinstance(cond, Tensor):
+        uncond = torch.full_like(cond, network.null_class)
+    return network.guided(cond, uncond)
+
+
+class _Recorder:
+    """Keeps the states of the path; its memory is taken before the first call."""
+
+    def __init__(self, run: PlanRun, steps: int, grad: bool) -> None:
+        self._run, self._count = run, 1
+        self._kept: list[Tensor] | Tensor
+        if grad:
+            self._kept = [run.state]
+        else:
+            self._kept = run.state.new_empty((steps + 1, *run.state.shape))
+            self._kept[0].copy_(run.state)
+
+    def __call__(self, call: int) -> None:
+        if not self._run.ends_step(call):
+            return
+        if isinstance(self._kept, list):
+            self._kept.append(self._run.state)
+        else:
+            self._kept[self._count].copy_(self._run.state)
+        self._count += 1
+
+    def value(self) -> Tensor:
+        return torch.stack(self._kept) if isinstance(self._kept, list) else self._kept[: self._count]
+
+
+def _caller(run: Run, callback: Callback) -> Callable[[int], Any]:
+    if not callable(callback):
+        raise TypeError(f"callback: got {type(callback).__name__}, need a callable")
+    return lambda call: callback(run.info(call))
+
+
+class _bar:
+    """The progress bar as a context whose value is a list of no or one hook."""
+
+    def __init__(self, progress: bool | str, calls: int | None, title: str) -> None:
+        if progress not in (True, False, "always"):
+            raise ValueError(f"progress: got {progress!r}, allowed are True, False and 'always'")
+        self._bar: Any = None
+        if progress == "always" or (progress and sys.stderr.isatty()):
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=calls, desc=title, unit="call", file=sys.stderr, leave=progress == "always")
+
+    def __enter__(self) -> list[Callable[[int], Any]]:
+        return [] if self._bar is None else [lambda call: self._bar.update()]
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()

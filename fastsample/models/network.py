@@ -1,0 +1,165 @@
+"""What a sampler must know of a network: its prediction, its notion of time, the scale of its input, its two branches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
+TIMES = ("t", "log-snr", "sigma", "log-sigma", "index")
+INPUT_SCALINGS = ("none", "vp", "edm")
+
+Output = Tensor | tuple[Tensor, Tensor]
+Predictor = Callable[[Tensor, Tensor], Output]
+
+
+class Network:
+    """A callable ``fn(x, t)`` or ``fn(x, t, cond)`` with the facts that a plan is made from.
+
+    Args:
+        fn: the network. ``x`` is ``(B, ...)``; ``t`` is ``(B,)`` float32 (float64 for float64 states) on the device of
+            ``x``; it returns one prediction per element, in any floating dtype.
+        prediction: ``"eps"`` (noise), ``"x0"`` (data), ``"v"`` (alpha eps - sigma x0), ``"score"`` (-eps / sigma),
+            ``"flow"`` (eps - x0), ``"edm"`` (the raw output of Karras et al. 2022, arXiv 2206.00364).
+        time: what ``t`` means: ``"t"`` (the schedule's own time), ``"log-snr"`` (log(alpha / sigma)), ``"sigma"``
+            (sigma / alpha), ``"log-sigma"`` (a quarter of its logarithm) or ``"index"`` (row of a discrete schedule).
+        input_scaling: ``"none"`` (fed the state), ``"vp"`` (fed the state over sqrt(alpha^2 + sigma^2), and predicts for
+            that) or ``"edm"`` (fed c_in times the state).
+        dtype: what the network computes in. None: it takes states as they come.
+        shape: of one sample, for those who ask for a number of samples only.
+        classes, null_class: number of class labels, and the label that means "no class".
+        schedule: name of the schedule that it was trained on, used when the caller gives none.
+        one_batch: run the branches of guidance as one call on twice the batch, where their conditions allow it; else as
+            two calls.
+        name: for reports.
+
+    Raises:
+        TypeError: ``fn`` is not callable.
+        ValueError: a word that is not among those above.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        prediction: str = "eps",
+        time: str = "t",
+        input_scaling: str = "none",
+        *,
+        dtype: torch.dtype | None = None,
+        shape: Sequence[int] | None = None,
+        classes: int | None = None,
+        null_class: int | None = None,
+        schedule: Any = None,
+        one_batch: bool = True,
+        name: str | None = None,
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(f"model: got {type(fn).__name__}, need a callable model(x, t)")
+        for argument, value, allowed in (
+            ("prediction", prediction, PREDICTIONS),
+            ("time", time, TIMES),
+            ("input_scaling", input_scaling, INPUT_SCALINGS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{argument}: got {value!r}, allowed are {', '.join(allowed)}")
+        self.fn = fn
+        self.prediction, self.time, self.input_scaling = prediction, time, input_scaling
+        self.dtype, self.shape = dtype, None if shape is None else tuple(shape)
+        self.classes, self.null_class = classes, null_class
+        self.schedule, self.one_batch = schedule, one_batch
+        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Device of the first parameter, if the network is a module with parameters."""
+        if isinstance(self.fn, torch.nn.Module):
+            return next((p.device for p in self.fn.parameters()), None)
+        return None
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Any:
+        """One call: the raw output."""
+        if self.dtype is not None and x.dtype != self.dtype:
+            x = x.to(self.dtype)
+        return self.fn(x, t) if cond is None else self.fn(x, t, cond)
+
+    def given(self, cond: Any) -> Predictor:
+        """The network of one branch as ``predict(x, t)``."""
+        if cond is None and self.dtype is None:
+            return self.fn
+        return lambda x, t: self(x, t, cond)
+
+    def guided(self, cond: Any, uncond: Any) -> Predictor:
+        """The network of both branches as ``predict(x, t) -> (conditional, unconditional)``."""
+        double = _join(cond, uncond) if self.one_batch else None
+        if double is None:
+            return lambda x, t: (self(x, t, cond), self(x, t, uncond))
+        buffer: Tensor | None = None
+
+        def predict(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal buffer
+            if torch.is_grad_enabled():
+                both = torch.cat([x, x])
+            else:  # one buffer per run, not one per step
+                if buffer is None or buffer.shape[1:] != x.shape[1:] or len(buffer) != 2 * len(x) or buffer.dtype != x.dtype:
+                    buffer = torch.cat([x, x])
+                else:
+                    buffer[: len(x)].copy_(x)
+                    buffer[len(x) :].copy_(x)
+                both = buffer
+            out = self(both, torch.cat([t, t]), double)
+            if not isinstance(out, Tensor) or len(out) != len(both):
+                return out  # type: ignore[no-any-return]  # the loop says what is wrong with it
+            return out[: len(x)], out[len(x) :]
+
+        return predict
+
+
+def as_network(model: Any, *, prediction: str | None = None, time: str | None = None, input_scaling: str | None = None) -> Network:
+    """A `Network` of anything that can be sampled.
+
+    ``model``: a `Network`, an object with a method ``network()`` (such as `GaussianMixture`), or a callable
+    ``model(x, t)`` whose attributes ``prediction``, ``time``, ``input_scaling``, ``schedule``, ``shape``, ``classes``,
+    ``null_class`` are used where they exist. The keyword arguments have the last word.
+
+    Raises:
+        TypeError, ValueError: as `Network`.
+    """
+    if not isinstance(model, Network) and not callable(model) and callable(getattr(model, "network", None)):
+        model = model.network() if prediction is None else model.network(prediction)
+    said = {"prediction": prediction, "time": time, "input_scaling": input_scaling}
+
+    def fact(name: str, kind: type | tuple[type, ...]) -> Any:
+        value = getattr(model, name, None)
+        return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+    words = {name: value if value is not None else fact(name, str) for name, value in said.items()}
+    if isinstance(model, Network) and all(value == getattr(model, name) for name, value in words.items()):
+        return model
+    return Network(
+        model.fn if isinstance(model, Network) else model,
+        **{name: value for name, value in words.items() if value is not None},
+        dtype=model.dtype if isinstance(model, Network) else None,
+        shape=fact("shape", (tuple, list)),
+        classes=fact("classes", int),
+        null_class=fact("null_class", int),
+        schedule=model.schedule if isinstance(model, Network) else fact("schedule", str),
+        one_batch=model.one_batch if isinstance(model, Network) else True,
+        name=fact("name", str),
+    )
+
+
+def _join(cond: Any, uncond: Any) -> Any:
+    """Both conditions as one of twice the batch; None if they are not alike."""
+    if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
+        alike = cond.ndim > 0 and cond.shape == uncond.shape and cond.dtype == uncond.dtype and cond.device == uncond.device
+        return torch.cat([cond, uncond]) if alike else None
+    if isinstance(cond, dict) and isinstance(uncond, dict) and cond.keys() == uncond.keys():
+        joined = {name: _join(cond[name], uncond[name]) for name in cond}
+        return None if any(value is None for value in joined.values()) else joined
+    if isinstance(cond, (tuple, list)) and type(cond) is type(uncond) and len(cond) == len(uncond):
+        parts = [_join(a, b) for a, b in zip(cond, uncond, strict=True)]
+        return None if any(part is None for part in parts) else type(cond)(parts)
+    return None

@@ -1,0 +1,230 @@
+"""A plan as a run: it asks for a network call, is told the output, applies one row, and asks again.
+
+The protocol is that of every sampler here, plan or procedure: ``asks()`` is a generator that yields ``(x, t)``, is sent
+the network's output (a pair under guidance), and returns when the state is final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import ops as ops  # defines torch.ops.fastsample
+from . import row
+from .bank import Bank
+from .plan import STARTS
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+Output = Tensor | tuple[Tensor, Tensor]
+Asks = Generator[tuple[Tensor, Tensor], Output, None]
+Noise = Sequence[Tensor | None] | Mapping[int, Tensor]
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Where a run is, after network call ``call`` and its update.
+
+    ``x`` ``(B, ...)`` is the live state, not a copy: clone what you keep. ``denoised`` is the network's estimate of the
+    data at this call, shaped like ``x``, if it was asked for. ``t`` is what the network was told. ``step`` counts
+    intervals of the path, of which some solvers take several calls. A change of ``x`` in place is seen by the next call
+    unless the plan has a slot ``"input"`` (a scaled copy for the network, already written).
+    """
+
+    call: int
+    step: int
+    calls: int | None
+    steps: int | None
+    t: float
+    x: Tensor
+    denoised: Tensor | None = None
+
+
+class Run(Protocol):
+    """What a loop needs of a sampler at work."""
+
+    calls: int | None
+
+    @property
+    def state(self) -> Tensor:
+        """The state ``(B, ...)`` as it is now."""
+
+    def asks(self) -> Asks:
+        """Yields ``(x, t)``, is sent the network's output."""
+
+    def info(self, call: int) -> StepInfo:
+        """Where the run is after this call."""
+
+    def ends_step(self, call: int) -> bool:
+        """Whether the state after this call is one of the path."""
+
+
+class PlanRun:
+    """One run of a plan, every argument of every update made ready before the first network call.
+
+    Args:
+        plan: the plan.
+        x: the state to start from, or for ``start="noise"`` any tensor of its shape, dtype and device. Never written.
+        start: ``"noise"`` (from nothing), ``"state"`` (``x`` is at the plan's first level) or ``"data"`` (``x`` is
+            data, noised to that level).
+        key: ``(B, 2)`` uint64, see `fastsample.noise.keys`.
+        noise: recorded noise in place of keys, one tensor like ``x`` per draw that the plan makes (draw 0 is the start).
+        input_dtype: of the slot that holds the network's scaled input. None: that of ``x``.
+        grad: run the functional update, which gradients pass through, on new tensors in each step.
+
+    Raises:
+        ValueError: an unknown start, noise missing or of another shape.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        x: Tensor,
+        *,
+        start: str = "noise",
+        key: Tensor | None = None,
+        noise: Noise | None = None,
+        input_dtype: torch.dtype | None = None,
+        grad: bool = False,
+    ) -> None:
+        if start not in STARTS:
+            raise ValueError(f"start: got {start!r}, allowed are {', '.join(STARTS)}")
+        if (key is None) == (noise is None) and plan.draws:
+            raise ValueError("key, noise: give one of them")
+        self.plan, self.grad, self.calls = plan, grad, len(plan.calls)
+        self.guided = any(-2 in call.terms for call in plan.calls)
+        self._key, self._noise = key, None if noise is None else _by_number(noise)
+        self._device = plan.to(x.device)
+        bank = Bank(plan, x, input_dtype)
+        self._slots = bank.tensors
+        self._dtypes = [slot.dtype for slot in bank.tensors]
+        self._denoised = bank.names.index("x0") if "x0" in bank.names else None
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        t = torch.tensor(np.asarray(plan.t), dtype=wide, device=x.device)
+        self._t = t[:, None].expand(-1, len(x)).contiguous().unbind(0)
+        self._begin(x, start)
+        self._prepared = [self._prepare(i) for i in range(self.calls)]
+
+    @property
+    def state(self) -> Tensor:
+        return self._slots[0]
+
+    def ends_step(self, call: int) -> bool:
+        steps = self.plan.step_of
+        return call + 1 == len(steps) or steps[call + 1] != steps[call]
+
+    def info(self, call: int) -> StepInfo:
+        return StepInfo(
+            call=call,
+            step=self.plan.step_of[call],
+            calls=self.calls,
+            steps=self.plan.path.steps,
+            t=float(self.plan.t[call]),
+            x=self.state,
+            denoised=None if self._denoised is None else self._slots[self._denoised],
+        )
+
+    def asks(self) -> Asks:
+        if self.grad:
+            yield from self._functional()
+            return
+        apply = torch.ops.fastsample.update_.default
+        table = self._device.table
+        for call, (ask, outs, terms, step, key, noise, places) in enumerate(self._prepared):
+            told = yield ask
+            if call == 0:
+                self._check(told)
+            for term, branch in places:
+                terms[term] = told if branch is None else told[branch]
+            apply(outs, terms, table, step, key, noise)
+            for term, _ in places:  # the outputs of old calls must not stay in memory
+                terms[term] = None
+            told = None
+
+    def _functional(self) -> Asks:
+        slots, apply = self._slots, torch.ops.fastsample.update.default
+        for i, call in enumerate(self.plan.calls):
+            told = yield slots[call.ask], self._t[i]
+            if i == 0:
+                self._check(told)
+            pair = told if self.guided else (told, told)
+            terms = [slots[j] if j >= 0 else pair[-1 - j] for j in call.terms]
+            key, noise = self._noises(self.plan.table[i])
+            dtypes = [self._dtypes[j] for j in call.outputs]
+            made = apply(terms, self._device.table, self._device.steps[i], key, noise, len(dtypes), dtypes)
+            for j, value in zip(call.outputs, made, strict=True):
+                slots[j] = value
+
+    def _begin(self, x: Tensor, start: str) -> None:
+        outputs = self.plan.prologue.outputs
+        row_number = STARTS.index(start)
+        key, noise = self._noises(self.plan.starts[row_number])
+        table, step = self._device.starts, self._device.steps[row_number]
+        if self.grad:
+            dtypes = [self._dtypes[j] for j in outputs]
+            made = torch.ops.fastsample.update([x], table, step, key, noise, len(outputs), dtypes)
+            for j, value in zip(outputs, made, strict=True):
+                self._slots[j] = value
+        else:
+            torch.ops.fastsample.update_([self._slots[j] for j in outputs], [x], table, step, key, noise)
+
+    def _prepare(self, i: int) -> tuple[Any, ...]:
+        call, slots = self.plan.calls[i], self._slots
+        places = tuple((n, -1 - j if self.guided else None) for n, j in enumerate(call.terms) if j < 0)
+        terms = [slots[j] if j >= 0 else None for j in call.terms]
+        outs = [slots[j] for j in call.outputs]
+        key, noise = self._noises(self.plan.table[i])
+        return (slots[call.ask], self._t[i]), outs, terms, self._device.steps[i], key, noise, places
+
+    def _noises(self, values: row.Array) -> tuple[Tensor | None, list[Tensor]]:
+        """Key and noise tensors of a row; neither if it uses no noise."""
+        used = [any(values[row.g(k, r)] != 0 for k in range(row.MAX_OUTPUTS)) for r in range(row.MAX_NOISES)]
+        if not any(used):
+            return None, []
+        if self._noise is None:
+            return self._key, []
+        found: list[Tensor] = []
+        for r in range(used[1] + 1):
+            # A noise of weight zero is never read, so the other one may stand in its place.
+            draw = int(values[row.DRAW + (r if used[r] else 1)])
+            xi = self._noise.get(draw)
+            if xi is None:
+                raise ValueError(f"noise: got none for draw {draw}; this plan makes {self.plan.draws} draws (0 is the start)")
+            if xi.shape != self._slots[0].shape or xi.device != self._slots[0].device:
+                raise ValueError(
+                    f"noise: draw {draw} has shape {tuple(xi.shape)} on {xi.device}, "
+                    f"need {tuple(self._slots[0].shape)} on {self._slots[0].device}"
+                )
+            found.append(xi)
+        return None, found
+
+    def _check(self, told: Any) -> None:
+        """The first output of the network, before memory is touched."""
+        outputs = [told]
+        if self.guided:
+            if not isinstance(told, (tuple, list)) or len(told) != 2:
+                kind = type(told).__name__
+                raise TypeError(f"model: returned {kind}, need a pair (conditional, unconditional) under guidance")
+            outputs = list(told)
+        for out in outputs:
+            if not isinstance(out, Tensor):
+                raise TypeError(f"model: returned {type(out).__name__}, need a tensor shaped like x")
+            if out.shape != self._slots[0].shape:
+                shape = tuple(self._slots[0].shape)
+                raise ValueError(f"model: returned shape {tuple(out.shape)}, need that of x, {shape}")
+            if not out.is_floating_point():
+                raise TypeError(f"model: returned {out.dtype}, need a floating dtype")
+
+
+def _by_number(noise: Noise) -> dict[int, Tensor]:
+    if isinstance(noise, Mapping):
+        return dict(noise)
+    if isinstance(noise, Tensor):  # (draws, B, ...)
+        return dict(enumerate(noise.unbind(0)))
+    return {n: xi for n, xi in enumerate(noise) if xi is not None}
