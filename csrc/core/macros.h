@@ -10,10 +10,10 @@
 #define FS_HD inline __attribute__((always_inline))
 #endif
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(__clang__)
 #define FS_UNROLL _Pragma("unroll")
 #else
-#define FS_UNROLL
+#define FS_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace fs {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,9 +63,11 @@ def force(name: str) -> None:
         if functions:
             _override = torch.library.Library("fastsample", "IMPL")  # noqa: TOR901
             keys = ("CPU", "CUDA", "XPU") if name == "reference" else ("CUDA", "XPU", *_interpreted())
-            for op, function in functions.items():
-                for key in keys:
-                    _override.impl(op, function, key, allow_override=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Warning only once for all operators")
+                for op, function in functions.items():
+                    for key in keys:
+                        _override.impl(op, function, key, allow_override=True)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,90 @@
+// fastsample._core: the arithmetic of csrc/core on small arrays, for tests and tools, and the facts of the build.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "core/normal.h"
+#include "core/row.h"
+
+namespace py = pybind11;
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+static py::array_t<uint32_t> words(uint64_t seed, uint64_t counter, py::ssize_t count) {
+  py::array_t<uint32_t> out({count, py::ssize_t(4)});
+  for (py::ssize_t c = 0; c < count; ++c) fs::philox_at(seed, counter + c, out.mutable_data(c, 0));
+  return out;
+}
+
+static py::array_t<float> uniforms(uint64_t seed, uint64_t counter, py::ssize_t count) {
+  py::array_t<float> out(count);
+  uint32_t r[4];
+  for (py::ssize_t i = 0; i < count; ++i) {
+    if (i % 4 == 0) fs::philox_at(seed, counter + i / 4, r);
+    out.mutable_at(i) = fs::uniform(r[i % 4]);
+  }
+  return out;
+}
+
+template <class S>
+static py::array_t<S> normals(uint64_t seed, uint64_t counter, py::ssize_t count) {
+  constexpr int kSize = fs::Chunk<S>::kSize;
+  py::array_t<S> out(count);
+  S z[kSize];
+  for (py::ssize_t i = 0; i < count; ++i) {
+    if (i % kSize == 0) fs::normals_at(seed, counter + i / kSize, z);
+    out.mutable_at(i) = z[i % kSize];
+  }
+  return out;
+}
+
+static py::array_t<float> box_muller(Array<uint32_t> r) {
+  if (r.ndim() != 2 || r.shape(1) != 4) throw py::value_error("words: allowed is (n, 4) uint32");
+  py::array_t<float> out({r.shape(0), py::ssize_t(4)});
+  for (py::ssize_t i = 0; i < r.shape(0); ++i) fs::box_muller<float, uint32_t>(r.data(i, 0), out.mutable_data(i, 0));
+  return out;
+}
+
+// Outputs (3, n) of one row applied to terms (K, n) and noises (R, n).
+template <class S>
+static py::array_t<S> apply_row(Array<double> row, Array<S> terms, Array<S> noises) {
+  if (row.size() != fs::kColumns) throw py::value_error("row: allowed is (48,) float64");
+  if (terms.ndim() != 2 || terms.shape(0) > fs::kTerms) throw py::value_error("terms: allowed is (0..8, n)");
+  if (noises.ndim() != 2 || noises.shape(0) > fs::kNoises || noises.shape(1) != terms.shape(1))
+    throw py::value_error("noises: allowed is (0..2, n)");
+  fs::Row<S> r;
+  for (int c = 0; c < fs::kColumns; ++c) r.v[c] = static_cast<S>(row.data()[c]);
+  const int k_terms = static_cast<int>(terms.shape(0)), k_noises = static_cast<int>(noises.shape(0));
+  py::array_t<S> out({py::ssize_t(fs::kOutputs), terms.shape(1)});
+  for (py::ssize_t i = 0; i < terms.shape(1); ++i) {
+    S x[fs::kTerms][1] = {}, xi[fs::kNoises][1] = {}, d[1], acc[1];
+    for (int j = 0; j < k_terms; ++j) x[j][0] = terms.at(j, i);
+    for (int j = 0; j < k_noises; ++j) xi[j][0] = noises.at(j, i);
+    fs::predict<S, S, 1, fs::kTerms>(r.v, x, k_terms, d);
+    for (int k = 0; k < fs::kOutputs; ++k) {
+      fs::combine<S, S, 1, fs::kTerms, fs::kNoises>(r.v, k, x, k_terms, d, xi, k_noises, acc);
+      out.mutable_at(k, i) = acc[0];
+    }
+  }
+  return out;
+}
+
+PYBIND11_MODULE(_core, m) {
+  m.def("words", &words, py::arg("seed"), py::arg("counter"), py::arg("count"), "Philox words (count, 4) uint32");
+  m.def("uniforms", &uniforms, py::arg("seed"), py::arg("counter"), py::arg("count"), "float32 uniforms in [0, 1)");
+  m.def("normals", &normals<float>, py::arg("seed"), py::arg("counter"), py::arg("count"), "float32 normals");
+  m.def("normals64", &normals<double>, py::arg("seed"), py::arg("counter"), py::arg("count"), "float64 normals");
+  m.def("box_muller", &box_muller, py::arg("words"), "float32 normals (n, 4) of words (n, 4)");
+  m.def("apply_row", &apply_row<float>, py::arg("row"), py::arg("terms"), py::arg("noises"), "float32 outputs (3, n)");
+  m.def("apply_row64", &apply_row<double>, py::arg("row"), py::arg("terms"), py::arg("noises"),
+        "float64 outputs (3, n)");
+  m.def("build_facts", [] {
+    py::dict facts;
+    facts["compiler"] = __VERSION__;
+    facts["columns"] = fs::kColumns;
+    facts["terms"] = fs::kTerms;
+    facts["outputs"] = fs::kOutputs;
+    facts["noises"] = fs::kNoises;
+    return facts;
+  });
+}

@@ -1,0 +1,219 @@
+// SIMD lanes with the vocabulary of core/macros.h, so that the templates of csrc/core compile for them unchanged.
+// This file is compiled once per instruction set (FS_ISA); everything lives in an inline namespace of its own.
+#pragma once
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../core/normal.h"
+#include "../core/row.h"
+
+namespace fs {
+namespace FS_ISA {
+
+using u16 = uint16_t;
+
+FS_HD float load_bf16(u16 x) { return float_of(static_cast<uint32_t>(x) << 16); }
+FS_HD u16 store_bf16(float x) {
+  const uint32_t u = bits_of(x);
+  return (u & 0x7fffffffu) > 0x7f800000u ? u16(0x7fc0) : u16((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+FS_HD float load_f16(u16 x) {
+  _Float16 h;
+  std::memcpy(&h, &x, 2);
+  return static_cast<float>(h);
+}
+FS_HD u16 store_f16(float x) {
+  const _Float16 h = static_cast<_Float16>(x);
+  u16 u;
+  std::memcpy(&u, &h, 2);
+  return u;
+}
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+
+struct U32 {
+  static constexpr int kWidth = 16;
+  __m512i v;
+  U32() = default;
+  FS_HD explicit U32(uint32_t x) : v(_mm512_set1_epi32(static_cast<int>(x))) {}
+  FS_HD explicit U32(__m512i x) : v(x) {}
+};
+struct F32 {
+  static constexpr int kWidth = 16;
+  __m512 v;
+  F32() = default;
+  FS_HD explicit F32(float x) : v(_mm512_set1_ps(x)) {}
+  FS_HD explicit F32(__m512 x) : v(x) {}
+};
+FS_HD U32 operator^(U32 a, U32 b) { return U32(_mm512_xor_si512(a.v, b.v)); }
+FS_HD U32 operator&(U32 a, U32 b) { return U32(_mm512_and_si512(a.v, b.v)); }
+FS_HD U32 operator+(U32 a, U32 b) { return U32(_mm512_add_epi32(a.v, b.v)); }
+FS_HD U32 operator-(U32 a, U32 b) { return U32(_mm512_sub_epi32(a.v, b.v)); }
+FS_HD U32 operator<<(U32 a, int by) { return U32(_mm512_slli_epi32(a.v, by)); }
+FS_HD U32 shift_signed(U32 a, int by) { return U32(_mm512_srai_epi32(a.v, by)); }
+FS_HD F32 operator+(F32 a, F32 b) { return F32(_mm512_add_ps(a.v, b.v)); }
+FS_HD F32 operator*(F32 a, F32 b) { return F32(_mm512_mul_ps(a.v, b.v)); }
+FS_HD F32 fma(F32 a, F32 b, F32 c) { return F32(_mm512_fmadd_ps(a.v, b.v, c.v)); }
+FS_HD F32 sqrt_rn(F32 a) { return F32(_mm512_sqrt_ps(a.v)); }
+FS_HD U32 bits_of(F32 a) { return U32(_mm512_castps_si512(a.v)); }
+FS_HD F32 float_of(U32 a) { return F32(_mm512_castsi512_ps(a.v)); }
+FS_HD F32 to_float(U32 a) { return F32(_mm512_cvtepu32_ps(a.v)); }
+FS_HD F32 to_float_signed(U32 a) { return F32(_mm512_cvtepi32_ps(a.v)); }
+FS_HD void mul_wide(U32 a, uint32_t constant, U32& hi, U32& lo) {
+  const __m512i c = _mm512_set1_epi64(constant);
+  const __m512i even = _mm512_mul_epu32(a.v, c), odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), c);
+  hi = U32(_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd));
+  lo = U32(_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32)));
+}
+FS_HD F32 clamp(F32 y, F32 lo, F32 hi) {
+  const __m512 below = _mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(y.v, hi.v, _CMP_GT_OQ), hi.v);
+  return F32(_mm512_mask_mov_ps(below, _mm512_cmp_ps_mask(y.v, lo.v, _CMP_LT_OQ), lo.v));
+}
+FS_HD F32 load_f32(const float* p) { return F32(_mm512_loadu_ps(p)); }
+FS_HD void store_f32(float* p, F32 x) { _mm512_storeu_ps(p, x.v); }
+FS_HD F32 load_bf16x(const u16* p) {
+  return F32(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16)));
+}
+FS_HD void store_bf16x(u16* p, F32 x) {
+  const __m512i u = _mm512_castps_si512(x.v), one = _mm512_set1_epi32(1);
+  const __m512i tie = _mm512_and_si512(_mm512_srli_epi32(u, 16), one);
+  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), tie), 16);
+  r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(r));
+}
+FS_HD F32 load_f16x(const u16* p) { return F32(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))); }
+FS_HD void store_f16x(u16* p, F32 x) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+// Lane 4q + t counts chunk 4t + q, so that the transpose inside 128-bit lanes puts chunks in order.
+FS_HD U32 chunk_of_lane() { return U32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)); }
+FS_HD void store_chunks(float* p, const F32 z[4]) {
+  const __m512 a = _mm512_unpacklo_ps(z[0].v, z[1].v), b = _mm512_unpackhi_ps(z[0].v, z[1].v);
+  const __m512 c = _mm512_unpacklo_ps(z[2].v, z[3].v), d = _mm512_unpackhi_ps(z[2].v, z[3].v);
+  _mm512_storeu_ps(p, _mm512_shuffle_ps(a, c, 0x44));
+  _mm512_storeu_ps(p + 16, _mm512_shuffle_ps(a, c, 0xEE));
+  _mm512_storeu_ps(p + 32, _mm512_shuffle_ps(b, d, 0x44));
+  _mm512_storeu_ps(p + 48, _mm512_shuffle_ps(b, d, 0xEE));
+}
+FS_HD void stream_f32(float* p, F32 x) { _mm512_stream_ps(p, x.v); }
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+struct U32 {
+  static constexpr int kWidth = 8;
+  __m256i v;
+  U32() = default;
+  FS_HD explicit U32(uint32_t x) : v(_mm256_set1_epi32(static_cast<int>(x))) {}
+  FS_HD explicit U32(__m256i x) : v(x) {}
+};
+struct F32 {
+  static constexpr int kWidth = 8;
+  __m256 v;
+  F32() = default;
+  FS_HD explicit F32(float x) : v(_mm256_set1_ps(x)) {}
+  FS_HD explicit F32(__m256 x) : v(x) {}
+};
+FS_HD U32 operator^(U32 a, U32 b) { return U32(_mm256_xor_si256(a.v, b.v)); }
+FS_HD U32 operator&(U32 a, U32 b) { return U32(_mm256_and_si256(a.v, b.v)); }
+FS_HD U32 operator+(U32 a, U32 b) { return U32(_mm256_add_epi32(a.v, b.v)); }
+FS_HD U32 operator-(U32 a, U32 b) { return U32(_mm256_sub_epi32(a.v, b.v)); }
+FS_HD U32 operator<<(U32 a, int by) { return U32(_mm256_slli_epi32(a.v, by)); }
+FS_HD U32 shift_signed(U32 a, int by) { return U32(_mm256_srai_epi32(a.v, by)); }
+FS_HD F32 operator+(F32 a, F32 b) { return F32(_mm256_add_ps(a.v, b.v)); }
+FS_HD F32 operator*(F32 a, F32 b) { return F32(_mm256_mul_ps(a.v, b.v)); }
+FS_HD F32 fma(F32 a, F32 b, F32 c) { return F32(_mm256_fmadd_ps(a.v, b.v, c.v)); }
+FS_HD F32 sqrt_rn(F32 a) { return F32(_mm256_sqrt_ps(a.v)); }
+FS_HD U32 bits_of(F32 a) { return U32(_mm256_castps_si256(a.v)); }
+FS_HD F32 float_of(U32 a) { return F32(_mm256_castsi256_ps(a.v)); }
+FS_HD F32 to_float_signed(U32 a) { return F32(_mm256_cvtepi32_ps(a.v)); }
+FS_HD F32 to_float(U32 a) {  // halves are exact, the fma rounds once
+  const __m256 hi = _mm256_cvtepi32_ps(_mm256_srli_epi32(a.v, 16));
+  const __m256 lo = _mm256_cvtepi32_ps(_mm256_and_si256(a.v, _mm256_set1_epi32(0xffff)));
+  return F32(_mm256_fmadd_ps(hi, _mm256_set1_ps(65536.0f), lo));
+}
+FS_HD void mul_wide(U32 a, uint32_t constant, U32& hi, U32& lo) {
+  const __m256i c = _mm256_set1_epi64x(constant);
+  const __m256i even = _mm256_mul_epu32(a.v, c), odd = _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), c);
+  hi = U32(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA));
+  lo = U32(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
+}
+FS_HD F32 clamp(F32 y, F32 lo, F32 hi) {
+  const __m256 below = _mm256_blendv_ps(y.v, hi.v, _mm256_cmp_ps(y.v, hi.v, _CMP_GT_OQ));
+  return F32(_mm256_blendv_ps(below, lo.v, _mm256_cmp_ps(y.v, lo.v, _CMP_LT_OQ)));
+}
+FS_HD F32 load_f32(const float* p) { return F32(_mm256_loadu_ps(p)); }
+FS_HD void store_f32(float* p, F32 x) { _mm256_storeu_ps(p, x.v); }
+FS_HD F32 load_bf16x(const u16* p) {
+  return F32(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16)));
+}
+FS_HD void store_bf16x(u16* p, F32 x) {
+  const __m256i u = _mm256_castps_si256(x.v);
+  const __m256i tie = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  __m256i r = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), tie), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+  r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
+  r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(r));
+}
+FS_HD F32 load_f16x(const u16* p) { return F32(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))); }
+FS_HD void store_f16x(u16* p, F32 x) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+FS_HD U32 chunk_of_lane() { return U32(_mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7)); }
+FS_HD void store_chunks(float* p, const F32 z[4]) {
+  const __m256 a = _mm256_unpacklo_ps(z[0].v, z[1].v), b = _mm256_unpackhi_ps(z[0].v, z[1].v);
+  const __m256 c = _mm256_unpacklo_ps(z[2].v, z[3].v), d = _mm256_unpackhi_ps(z[2].v, z[3].v);
+  _mm256_storeu_ps(p, _mm256_shuffle_ps(a, c, 0x44));
+  _mm256_storeu_ps(p + 8, _mm256_shuffle_ps(a, c, 0xEE));
+  _mm256_storeu_ps(p + 16, _mm256_shuffle_ps(b, d, 0x44));
+  _mm256_storeu_ps(p + 24, _mm256_shuffle_ps(b, d, 0xEE));
+}
+FS_HD void stream_f32(float* p, F32 x) { _mm256_stream_ps(p, x.v); }
+
+#else  // one lane; compilers for NEON vectorise what they can
+
+struct U32 {
+  static constexpr int kWidth = 1;
+  uint32_t v;
+  U32() = default;
+  FS_HD explicit U32(uint32_t x) : v(x) {}
+};
+struct F32 {
+  static constexpr int kWidth = 1;
+  float v;
+  F32() = default;
+  FS_HD explicit F32(float x) : v(x) {}
+};
+FS_HD U32 operator^(U32 a, U32 b) { return U32(a.v ^ b.v); }
+FS_HD U32 operator&(U32 a, U32 b) { return U32(a.v & b.v); }
+FS_HD U32 operator+(U32 a, U32 b) { return U32(a.v + b.v); }
+FS_HD U32 operator-(U32 a, U32 b) { return U32(a.v - b.v); }
+FS_HD U32 operator<<(U32 a, int by) { return U32(a.v << by); }
+FS_HD U32 shift_signed(U32 a, int by) { return U32(fs::shift_signed(a.v, by)); }
+FS_HD F32 operator+(F32 a, F32 b) { return F32(a.v + b.v); }
+FS_HD F32 operator*(F32 a, F32 b) { return F32(a.v * b.v); }
+FS_HD F32 fma(F32 a, F32 b, F32 c) { return F32(fs::fma(a.v, b.v, c.v)); }
+FS_HD F32 sqrt_rn(F32 a) { return F32(fs::sqrt_rn(a.v)); }
+FS_HD U32 bits_of(F32 a) { return U32(fs::bits_of(a.v)); }
+FS_HD F32 float_of(U32 a) { return F32(fs::float_of(a.v)); }
+FS_HD F32 to_float(U32 a) { return F32(fs::to_float(a.v)); }
+FS_HD F32 to_float_signed(U32 a) { return F32(fs::to_float_signed(a.v)); }
+FS_HD void mul_wide(U32 a, uint32_t constant, U32& hi, U32& lo) { fs::mul_wide(a.v, constant, hi.v, lo.v); }
+FS_HD F32 clamp(F32 y, F32 lo, F32 hi) { return F32(fs::clamp<float>(y.v, lo.v, hi.v)); }
+FS_HD F32 load_f32(const float* p) { return F32(*p); }
+FS_HD void store_f32(float* p, F32 x) { *p = x.v; }
+FS_HD F32 load_bf16x(const u16* p) { return F32(load_bf16(*p)); }
+FS_HD void store_bf16x(u16* p, F32 x) { *p = store_bf16(x.v); }
+FS_HD F32 load_f16x(const u16* p) { return F32(load_f16(*p)); }
+FS_HD void store_f16x(u16* p, F32 x) { *p = store_f16(x.v); }
+FS_HD U32 chunk_of_lane() { return U32(0u); }
+FS_HD void store_chunks(float* p, const F32 z[4]) {
+  for (int k = 0; k < 4; ++k) p[k] = z[k].v;
+}
+FS_HD void stream_f32(float* p, F32 x) { *p = x.v; }
+
+#endif
+
+}  // namespace FS_ISA
+}  // namespace fs

@@ -1,0 +1,281 @@
+// The loops of `update` on the CPU. Compiled once per instruction set with -DFS_ISA=<name>; see update.h.
+// A tile is a run of elements of one sample, small enough that its noise stays in the first-level cache.
+#include "update.h"
+
+#include "simd.h"
+
+namespace fs {
+namespace FS_ISA {
+namespace {
+
+constexpr int kTile = kUpdateTile, kStridedTile = 512;
+
+struct Span {
+  void* p;
+  DType type;
+};
+
+template <class V>
+struct Lane {
+  static constexpr int kWidth = V::kWidth;
+  using Scalar = float;
+};
+template <>
+struct Lane<double> {
+  static constexpr int kWidth = 1;
+  using Scalar = double;
+};
+
+FS_HD int64_t bytes(DType t, int64_t n) { return n << (t == DType::kF64 ? 3 : t == DType::kF32 ? 2 : 1); }
+FS_HD Span advance(const Span& s, int64_t n) { return {static_cast<char*>(s.p) + bytes(s.type, n), s.type}; }
+
+FS_HD double scalar_load(const Span& s, int64_t i) {
+  switch (s.type) {
+    case DType::kF64:
+      return static_cast<const double*>(s.p)[i];
+    case DType::kF32:
+      return static_cast<const float*>(s.p)[i];
+    case DType::kBF16:
+      return load_bf16(static_cast<const u16*>(s.p)[i]);
+    default:
+      return load_f16(static_cast<const u16*>(s.p)[i]);
+  }
+}
+
+template <class S>
+FS_HD void scalar_store(const Span& s, int64_t i, S x) {
+  switch (s.type) {
+    case DType::kF64:
+      static_cast<double*>(s.p)[i] = x;
+      break;
+    case DType::kF32:
+      static_cast<float*>(s.p)[i] = static_cast<float>(x);
+      break;
+    case DType::kBF16:
+      static_cast<u16*>(s.p)[i] = store_bf16(static_cast<float>(x));
+      break;
+    default:
+      static_cast<u16*>(s.p)[i] = store_f16(static_cast<float>(x));
+  }
+}
+
+template <bool AllF32>
+FS_HD void load(const Span& s, int64_t i, F32& x) {
+  if (AllF32 || s.type == DType::kF32)
+    x = load_f32(static_cast<const float*>(s.p) + i);
+  else if (s.type == DType::kBF16)
+    x = load_bf16x(static_cast<const u16*>(s.p) + i);
+  else
+    x = load_f16x(static_cast<const u16*>(s.p) + i);
+}
+template <bool AllF32>
+FS_HD void store(const Span& s, int64_t i, F32 x) {
+  if (AllF32 || s.type == DType::kF32)
+    store_f32(static_cast<float*>(s.p) + i, x);
+  else if (s.type == DType::kBF16)
+    store_bf16x(static_cast<u16*>(s.p) + i, x);
+  else
+    store_f16x(static_cast<u16*>(s.p) + i, x);
+}
+template <bool>
+FS_HD void load(const Span& s, int64_t i, double& x) {
+  x = scalar_load(s, i);
+}
+template <bool>
+FS_HD void store(const Span& s, int64_t i, double x) {
+  scalar_store(s, i, x);
+}
+
+// One row of the run, ready for use.
+template <class S>
+struct Job {
+  Row<S> row;
+  uint32_t mask;
+  int64_t draw[kNoises];
+  int terms, outs, noises;
+  Span term[kTerms], xi[kNoises], out[kOutputs];
+};
+
+// Elements [0, n), n a multiple of L * width, all spans dense.
+template <class V, int L, int K, bool AllF32, class S = typename Lane<V>::Scalar>
+void dense(const Job<S>& job, int64_t n) {
+  constexpr int kWidth = Lane<V>::kWidth;
+  for (int64_t i = 0; i < n; i += L * kWidth) {
+    V x[K][L], xi[kNoises][L], d[L], acc[L];
+    FS_UNROLL
+    for (int j = 0; j < K; ++j) FS_UNROLL
+    for (int l = 0; l < L; ++l) {
+      x[j][l] = V(S(0));
+      if (job.mask >> j & 1) load<AllF32>(job.term[j], i + l * kWidth, x[j][l]);
+    }
+    FS_UNROLL
+    for (int r = 0; r < kNoises; ++r) FS_UNROLL
+    for (int l = 0; l < L; ++l) {
+      xi[r][l] = V(S(0));
+      if (job.mask >> (9 + r) & 1) load<AllF32>(job.xi[r], i + l * kWidth, xi[r][l]);
+    }
+    FS_UNROLL
+    for (int l = 0; l < L; ++l) d[l] = V(S(0));
+    if (job.mask >> 8 & 1) predict<S, V, L, K>(job.row.v, x, job.terms, d);
+    for (int k = 0; k < job.outs; ++k) {
+      combine<S, V, L, K, kNoises>(job.row.v, k, x, job.terms, d, xi, job.noises, acc);
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) store<AllF32>(job.out[k], i + l * kWidth, acc[l]);
+    }
+  }
+}
+
+template <class V, int L>
+void dense_by_terms(const Job<typename Lane<V>::Scalar>& job, int64_t n, bool all_f32) {
+  if (job.terms <= 2)
+    all_f32 ? dense<V, L, 2, true>(job, n) : dense<V, L, 2, false>(job, n);
+  else if (job.terms <= 4)
+    all_f32 ? dense<V, L, 4, true>(job, n) : dense<V, L, 4, false>(job, n);
+  else
+    all_f32 ? dense<V, L, 8, true>(job, n) : dense<V, L, 8, false>(job, n);
+}
+
+// Normals for `n` elements from a chunk boundary on; writes up to 64 more.
+void normals(uint64_t seed, uint64_t counter, int64_t n, float* out) {
+  constexpr int kWidth = U32::kWidth;
+  for (int64_t i = 0; i < n; i += 4 * kWidth, counter += kWidth) {
+    const uint32_t low = static_cast<uint32_t>(counter);
+    if (low + static_cast<uint32_t>(kWidth - 1) < low) {  // the low word wraps inside this vector
+      for (int c = 0; c < kWidth; ++c) normals_at(seed, counter + c, out + i + 4 * c);
+      continue;
+    }
+    U32 r[4];
+    F32 z[4];
+    philox(U32(low) + chunk_of_lane(), U32(static_cast<uint32_t>(counter >> 32)), seed, r);
+    box_muller<F32, U32>(r, z);
+    store_chunks(out + i, z);
+  }
+}
+void normals(uint64_t seed, uint64_t counter, int64_t n, double* out) {
+  for (int64_t i = 0; i < n; i += 2) normals_at(seed, counter++, out + i);
+}
+
+// Offsets of the collapsed dimensions for a run of logical elements.
+struct Walk {
+  int64_t index[kDims];
+  explicit Walk(const UpdateArgs& a, int64_t i) {
+    for (int d = a.ndim - 1; d >= 0; --d) {
+      index[d] = i % a.size[d];
+      i /= a.size[d];
+    }
+  }
+  int64_t offset(const UpdateArgs& a, const Operand& o) const {
+    int64_t at = 0;
+    for (int d = 0; d < a.ndim; ++d) at += index[d] * o.stride[d];
+    return at;
+  }
+  void next_run(const UpdateArgs& a, int64_t run) {
+    index[a.ndim - 1] += run;
+    for (int d = a.ndim - 1; d > 0 && index[d] == a.size[d]; --d) index[d] = 0, ++index[d - 1];
+  }
+};
+
+// Copies n logical elements from i0 on between strided memory and a dense buffer.
+template <bool Gather, class S>
+void transfer(const UpdateArgs& a, const Operand& o, int64_t sample, int64_t i0, int64_t n, S* buffer) {
+  const Span base{static_cast<char*>(o.data) + bytes(o.dtype, sample * o.batch_stride), o.dtype};
+  Walk walk(a, i0);
+  const int last = a.ndim - 1;
+  for (int64_t done = 0; done < n;) {
+    const int64_t left = a.size[last] - walk.index[last], run = left < n - done ? left : n - done;
+    const Span at = advance(base, walk.offset(a, o));
+    for (int64_t i = 0; i < run; ++i) {
+      if (Gather)
+        buffer[done + i] = static_cast<S>(scalar_load(at, i * o.stride[last]));
+      else
+        scalar_store(at, i * o.stride[last], buffer[done + i]);
+    }
+    walk.next_run(a, run);
+    done += run;
+  }
+}
+
+// Elements [i0, i0 + n) of a sample by way of dense buffers: any strides, any n up to kStridedTile.
+template <class V, int L, class S = typename Lane<V>::Scalar>
+void strided(const UpdateArgs& a, const Job<S>& job, int64_t sample, int64_t i0, int64_t n, S (*xi)[kTile + 64],
+             int64_t xi_at) {
+  constexpr int kStep = L * Lane<V>::kWidth;
+  constexpr DType kType = sizeof(S) == 8 ? DType::kF64 : DType::kF32;
+  alignas(64) S in[kTerms + kNoises][kStridedTile];
+  alignas(64) S out[kOutputs][kStridedTile];
+  Job<S> local = job;
+  const int64_t padded = (n + kStep - 1) / kStep * kStep;
+  const auto fetch = [&](int slot, const Operand& o) {
+    transfer<true>(a, o, sample, i0, n, in[slot]);
+    for (int64_t i = n; i < padded; ++i) in[slot][i] = S(0);
+    return Span{in[slot], kType};
+  };
+  for (int j = 0; j < a.n_terms; ++j)
+    if (job.mask >> j & 1) local.term[j] = fetch(j, a.terms[j]);
+  for (int r = 0; r < a.n_noises; ++r)
+    if (job.mask >> (9 + r) & 1) local.xi[r] = a.key ? Span{xi[r] + xi_at, kType} : fetch(kTerms + r, a.noise[r]);
+  for (int k = 0; k < a.n_outs; ++k) local.out[k] = {out[k], kType};
+  dense_by_terms<V, L>(local, padded, sizeof(S) == 4);
+  for (int k = 0; k < a.n_outs; ++k) transfer<false>(a, a.outs[k], sample, i0, n, out[k]);
+}
+
+template <class S>
+void prepare(const UpdateArgs& a, int64_t step, Job<S>& job) {
+  const double* source = a.table + step * kColumns;
+  for (int c = 0; c < kColumns; ++c) job.row.v[c] = static_cast<S>(source[c]);
+  for (int r = 0; r < kNoises; ++r) job.draw[r] = static_cast<int64_t>(source[kDraw + r]);
+  job.terms = a.n_terms, job.outs = a.n_outs, job.noises = a.n_noises;
+  job.mask = needs(job.row.v, a.n_terms, a.n_outs, a.n_noises);
+}
+
+template <class V, int L>
+void run(const UpdateArgs& a, int64_t begin, int64_t end) {
+  using S = typename Lane<V>::Scalar;
+  constexpr int kStep = L * Lane<V>::kWidth;
+  alignas(64) S xi[kNoises][kTile + 64];
+  const int64_t per_sample = (a.numel + kTile - 1) / kTile;
+  bool all_f32 = sizeof(S) == 4;
+  for (int j = 0; j < a.n_terms; ++j) all_f32 &= a.terms[j].dtype == DType::kF32;
+  for (int k = 0; k < a.n_outs; ++k) all_f32 &= a.outs[k].dtype == DType::kF32;
+  if (!a.key)
+    for (int r = 0; r < a.n_noises; ++r) all_f32 &= a.noise[r].dtype == DType::kF32;
+
+  Job<S> job;
+  int64_t prepared = -1;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t sample = tile / per_sample, i0 = tile % per_sample * kTile;
+    const int64_t n = a.numel - i0 < kTile ? a.numel - i0 : kTile;
+    const int64_t step = a.step[a.per_sample_step ? sample : 0];
+    if (step != prepared) prepare(a, prepared = step, job);
+    if (a.key)
+      for (int r = 0; r < a.n_noises; ++r)
+        if (job.mask >> (9 + r) & 1) {
+          const uint64_t seed = a.key[2 * sample], offset = a.key[2 * sample + 1];
+          normals(seed, offset + job.draw[r] * a.chunks + i0 / Chunk<S>::kSize, n, xi[r]);
+        }
+    int64_t done = 0;
+    if (a.unit) {
+      const auto at = [&](const Operand& o) { return advance({o.data, o.dtype}, sample * o.batch_stride + i0); };
+      for (int j = 0; j < a.n_terms; ++j) job.term[j] = at(a.terms[j]);
+      for (int k = 0; k < a.n_outs; ++k) job.out[k] = at(a.outs[k]);
+      for (int r = 0; r < a.n_noises; ++r)
+        job.xi[r] = a.key ? Span{xi[r], sizeof(S) == 8 ? DType::kF64 : DType::kF32} : at(a.noise[r]);
+      done = n / kStep * kStep;
+      dense_by_terms<V, L>(job, done, all_f32);
+    }
+    for (; done < n; done += kStridedTile)
+      strided<V, L>(a, job, sample, i0 + done, n - done < kStridedTile ? n - done : kStridedTile, xi, done);
+  }
+}
+
+}  // namespace
+
+void update_tiles(const UpdateArgs& a, int64_t begin, int64_t end) {
+  if (a.wide)
+    run<double, 4>(a, begin, end);
+  else
+    run<F32, 2>(a, begin, end);
+}
+
+}  // namespace FS_ISA
+}  // namespace fs

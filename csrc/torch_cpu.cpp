@@ -1,0 +1,39 @@
+// The CPU implementation of the ops, against the libtorch stable ABI.
+#include "cpu/isa.h"
+#include "cpu/update.h"
+#include "torch_args.h"
+
+namespace fs {
+
+static UpdateTiles update_loop() {
+#if defined(__x86_64__)
+  if (chosen_isa() == Isa::kAvx512) return isa_avx512::update_tiles;
+  if (chosen_isa() == Isa::kAvx2) return isa_avx2::update_tiles;
+#endif
+  return isa_base::update_tiles;
+}
+
+// Below this many elements a second thread costs more than it brings.
+constexpr int64_t kGrain = 32768;
+
+static void update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
+                       Tensors noise) {
+  const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise);
+  for (int64_t i = 0; i < (a.per_sample_step ? a.batch : 1); ++i)
+    STD_TORCH_CHECK(a.step[i] >= 0 && a.step[i] < a.rows, "step: got ", a.step[i], ", allowed are 0..", a.rows - 1);
+  const int64_t tiles = update_tile_count(a);
+  if (tiles == 0) return;
+  const UpdateTiles loop = update_loop();
+  const int64_t per_tile = a.numel < kUpdateTile ? a.numel : kUpdateTile;
+  if (tiles * per_tile <= kGrain) return loop(a, 0, tiles);
+  const int64_t grain = kGrain / per_tile > 0 ? kGrain / per_tile : 1;
+  torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) { loop(a, begin, end); });
+}
+
+}  // namespace fs
+
+STABLE_TORCH_LIBRARY_IMPL(fastsample, CPU, m) { m.impl("update_", TORCH_BOX(&fs::update_cpu)); }
+
+extern "C" __attribute__((visibility("default"))) const char* fastsample_cpu_isa() {
+  return fs::isa_name(fs::chosen_isa());
+}
