@@ -6,16 +6,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import noise as keyed
 from .models.network import Network, Predictor, as_network
+from .path import Path
+from .plan import Plan, make_plan
 from .run import Noise, PlanRun, Run, StepInfo
 
 Callback = Callable[[StepInfo], Any]
 Seed = int | Sequence[int] | torch.Generator
 
+SOLVER, SCHEDULE, GRID, STEPS = "dpmpp-2m", "vp-linear", "log-snr", 20  # of those who do not choose
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -38,8 +42,8 @@ def sample(
     steps: int | None = None,
     schedule: Any = None,
     grid: Any = None,
-    path: Any = None,
-    plan: Any = None,
+    path: Path | None = None,
+    plan: Plan | None = None,
     prediction: str | None = None,
     guidance: float | Sequence[float] | None = None,
     cond: Any = None,
@@ -99,7 +103,17 @@ def sample(
     state = _state(x, network, dtype, device)
     kind, first = _start(x, start)
     if plan is None:
-        plan = _plan(network, solver, steps, schedule, grid, path, guidance, kind, first, options)
+        plan = plan_for(
+            network,
+            solver=solver,
+            steps=steps,
+            schedule=schedule,
+            grid=grid,
+            path=path,
+            guidance=guidance,
+            start=first,
+            **options,
+        )
     else:
         given = {"solver": solver, "steps": steps, "schedule": schedule, "grid": grid, "path": path}
         given |= {"prediction": prediction, "guidance": guidance, **options}
@@ -215,35 +229,38 @@ def _first_step(start: int | float, steps: int) -> int:
     return steps - max(1, round(start * steps))
 
 
-def _plan(
+def plan_for(
     network: Network,
-    solver: str | None,
-    steps: int | None,
-    schedule: Any,
-    grid: Any,
-    path: Any,
-    guidance: Any,
-    kind: str,
-    first: int | float | None,
-    options: Mapping[str, Any],
-) -> Any:
-    from .grids import make_path
-    from .plan import make_plan
-
+    *,
+    solver: str | None = None,
+    steps: int | None = None,
+    schedule: Any = None,
+    grid: Any = None,
+    path: Path | None = None,
+    guidance: Any = None,
+    start: int | float | None = None,
+    **options: Any,
+) -> Plan:
+    """The plan that `sample` runs for these arguments."""
     if path is None:
-        schedule = schedule if schedule is not None else network.schedule or "vp-linear"
-        path = make_path(schedule, "log-snr" if grid is None else grid, 20 if steps is None else steps)
+        from .grids import make_path
+
+        schedule = schedule if schedule is not None else network.schedule or SCHEDULE
+        path = make_path(schedule, GRID if grid is None else grid, STEPS if steps is None else steps)
     elif not (steps is None and schedule is None and grid is None):
         raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
-    if first is not None:
-        path = path[_first_step(first, path.steps) :]
+    if start is not None:
+        path = path[_first_step(start, path.steps) :]
+    scaling = network.input_scaling
+    if scaling == "vp" and network.dtype is None and np.allclose(path.alpha**2 + path.sigma**2, 1, rtol=0, atol=1e-12):
+        scaling = "none"  # the state is normalised already: one tensor less to write
     return make_plan(
-        solver or "dpmpp-2m",
+        solver or SOLVER,
         path,
         prediction=network.prediction,
         guidance=guidance,
         time=network.time,
-        input_scaling=network.input_scaling,
+        input_scaling=scaling,
         **options,
     )
 
@@ -263,13 +280,15 @@ def _predictor(network: Network, guided: bool, cond: Any, uncond: Any, state: Te
     for name, value in (("cond", cond), ("uncond", uncond)):
         if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != len(state)):
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, need {len(state)} conditions, one per sample")
+    if cond is None and network.null_class is not None and not guided:
+        cond = torch.full((len(state),), network.null_class, dtype=torch.int64, device=state.device)
     if not guided:
         if uncond is not None:
             raise ValueError("uncond: got it without guidance; give guidance= too")
         return network.given(cond)
     if cond is None:
-        if uncond is not None:
-            raise ValueError("cond: got none, but uncond; give both")
+        if uncond is not None or network.null_class is not None:
+            raise ValueError("cond: got none under guidance; give one condition per sample")
         return network.given(None)
     if uncond is None and network.null_class is not None and isinstance(cond, Tensor):
         uncond = torch.full_like(cond, network.null_class)

@@ -1,0 +1,115 @@
+"""Models by name: ``digits``, ``mixture``, or ``path.py:factory``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .mixture import GaussianMixture
+from .network import Network, as_network
+
+NAMES = ("digits", "mixture")
+
+
+def load_model(name: str, device: torch.device | str = "cpu", prediction: str | None = None) -> Network:
+    """The network of a name.
+
+    Args:
+        name: ``"digits"`` (the shipped network of handwritten digits), ``"mixture"`` (the exact network of eight Gaussians
+            on a circle), or ``"path.py:factory"`` / ``"package.module:factory"``: a function without arguments that
+            returns anything `as_network` takes.
+        device: where a module is moved to.
+        prediction: what the network predicts, if it does not say so itself.
+
+    Raises:
+        ValueError: an unknown name, a file or factory that does not exist, or that fails; one line that says what to do.
+        ImportError: the digits need safetensors, which is missing.
+    """
+    if name == "digits":
+        made: Any = digits(device)
+    elif name == "mixture":
+        made = GaussianMixture.ring()
+    elif ":" in name:
+        made = _call_factory(*name.rsplit(":", 1), name)
+    else:
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"model: got {name!r}, allowed are {', '.join(NAMES)} and path.py:factory{hint}")
+    network = as_network(made, prediction=prediction)
+    if isinstance(network.fn, torch.nn.Module):
+        network.fn.to(device)
+    return network
+
+
+def digits(device: torch.device | str = "cpu") -> Network:
+    """The shipped class-conditional network of 28 x 28 digits, float32. Conditions are labels ``(B,)`` int64, 0 to 9."""
+    from . import digits as module
+
+    net = module.load_digits().to(device)
+    return Network(
+        net,
+        module.PREDICTION,
+        module.TIME,
+        "vp",
+        shape=module.SHAPE,
+        classes=module.CLASSES,
+        null_class=module.NULL_CLASS,
+        schedule="cosine",
+        name="digits",
+    )
+
+
+def _call_factory(source: str, attribute: str, name: str) -> Any:
+    module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        close = difflib.get_close_matches(attribute, public, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"model: {source} has no {attribute!r}{hint}")
+    if not callable(factory):
+        raise ValueError(f"model: {name} is a {type(factory).__name__}, need a function without arguments that returns a model")
+    try:
+        return factory()
+    except Exception as error:
+        raise ValueError(f"model: {name} failed with {_brief(error)}") from error
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"model: the file {path} does not exist")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # the name ends with .py
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # its neighbours, as if it was run itself
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"model: {path} could not be loaded: {_brief(error)}") from error
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _import_module(source: str) -> Any:
+    try:
+        return importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"model: there is no module {error.name!r}; give a file path.py:factory or an installed module") from error
+    except Exception as error:
+        raise ValueError(f"model: {source} could not be loaded: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    trace, line = error.__traceback__, ""
+    while trace is not None:
+        line = f" ({Path(trace.tb_frame.f_code.co_filename).name} line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {first}{line}"
