@@ -20,7 +20,7 @@ from pathlib import Path
 
 ABI_TARGET = "0x020a000000000000"  # libtorch stable ABI of torch 2.10: the oldest with lists and parallel_for
 COMMON = ("-std=c++20", "-fPIC", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-Wall")
-# gcc 12 at -O3 drops terms 5 to 8 of csrc/cpu/update.cpp (sanitizers find no fault in it); tests/test_update.py guards it.
+# gcc 12 at -O3 drops terms 5 to 8 in csrc/cpu/update.cpp (sanitizers find no fault there); tests/test_update.py guards.
 OPTIMISE = ("-O2", "-fno-aggressive-loop-optimizations", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 X86 = {"x86_64", "AMD64"}
 
@@ -71,7 +71,7 @@ def cpu_library(sanitize: bool = False) -> Library:
     torch = torch_root()
     extra = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined") if sanitize else OPTIMISE
     flags = (*extra, *COMMON)
-    isas = [("isa_base", ())]
+    isas: list[tuple[str, tuple[str, ...]]] = [("isa_base", ())]
     if platform.machine() in X86:
         isas += [("isa_avx2", ("-march=x86-64-v3",)), ("isa_avx512", ("-march=x86-64-v4",))]
     units = [Unit("cpu/update.cpp", (*flags, *march, f"-DFS_ISA={isa}"), f"update_{isa}") for isa, march in isas]

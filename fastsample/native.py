@@ -60,7 +60,8 @@ def core() -> ModuleType:
     library = building.core_library()
     path = _prebuilt(library.filename) or _cached(building.core_library)
     spec = importlib.util.spec_from_file_location("fastsample._core", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -77,7 +77,9 @@ def make_row(
             elif source in ("xi0", "xi1"):
                 r = int(str(source)[2])
                 if weight != 0 and r >= len(draws):
-                    raise ValueError(f"draws: {source} has weight {weight} but no draw number; got draws={tuple(draws)}")
+                    raise ValueError(
+                        f"draws: {source} has weight {weight} but no draw number; got draws={tuple(draws)}"
+                    )
                 row[g(k, r)] = weight
             else:
                 row[w(k, _term(source))] = weight
@@ -91,7 +93,7 @@ def make_row(
 
 
 def check_table(table: Array, name: str = "table") -> None:
-    """Raise ``ValueError`` unless ``table`` is ``(N, 48)`` float64 with finite weights, ordered limits and whole draws."""
+    """Raise ``ValueError`` unless ``table`` is ``(N, 48)`` float64: finite weights, ordered limits, whole draws."""
     if table.ndim != 2 or table.shape[1] != COLUMNS or table.dtype != np.float64:
         raise ValueError(f"{name}: got shape {table.shape} dtype {table.dtype}, allowed is (N, {COLUMNS}) float64")
     weights = np.delete(table, [LO, HI], axis=1)

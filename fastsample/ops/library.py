@@ -1,13 +1,14 @@
 """The torch library ``fastsample``: where ops are defined, and the choice of backend per device.
 
 Schema, fake and autograd live here in Python, the reference is the fallback of every device, and a compiled library or
-Triton only adds the implementation of a dispatch key.  So every op exists, traces and is testable with nothing compiled.
+Triton only adds the implementation of a dispatch key.  So every op exists, traces and can be tested uncompiled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-lib = torch.library.Library("fastsample", "DEF")  # noqa: TOR901  (lives as long as the process)
+lib = torch.library.Library("fastsample", "DEF")
 log = logging.getLogger("fastsample")
 
 BACKENDS = ("auto", "native", "triton", "reference")
@@ -23,7 +24,19 @@ _lock = threading.RLock()
 _reference: dict[str, Callable[..., Any]] = {}
 _triton: dict[str, Callable[..., Any]] = {}
 _override: torch.library.Library | None = None
-_forced = "auto"
+
+
+def _known(name: str) -> str:
+    known = {"cuda": "native", "cpu": "native", "torch": "reference"}.get(name, name)
+    if known not in BACKENDS:
+        raise ValueError(f"backend: got {name!r}, allowed are {', '.join(BACKENDS)} (cuda and cpu mean native)")
+    return known
+
+
+_forced = _known(os.environ.get("FASTSAMPLE_BACKEND") or "auto")
+if os.environ.get("FASTSAMPLE_LOG"):
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(os.environ["FASTSAMPLE_LOG"].upper())
 
 
 class BackendError(RuntimeError):
@@ -44,9 +57,7 @@ def forced() -> str:
 def force(name: str) -> None:
     """Run every op on backend ``name`` from now on, in the whole process.  See ``use_backend``."""
     global _override, _forced
-    name = {"cuda": "native", "cpu": "native", "torch": "reference"}.get(name, name)
-    if name not in BACKENDS:
-        raise ValueError(f"backend: got {name!r}, allowed are {', '.join(BACKENDS)} (cuda and cpu mean native)")
+    name = _known(name)
     with _lock:
         functions: dict[str, Callable[..., Any]] = {}
         if name == "reference":
@@ -61,7 +72,7 @@ def force(name: str) -> None:
             _override = None
         _forced = name
         if functions:
-            _override = torch.library.Library("fastsample", "IMPL")  # noqa: TOR901
+            _override = torch.library.Library("fastsample", "IMPL")
             keys = ("CPU", "CUDA", "XPU") if name == "reference" else ("CUDA", "XPU", *_interpreted())
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Warning only once for all operators")
@@ -74,8 +85,8 @@ def force(name: str) -> None:
 def use_backend(name: str) -> Iterator[None]:
     """Run the ops of this block on one backend: ``"native"``, ``"triton"``, ``"reference"`` or ``"auto"``.
 
-    The choice holds for the whole process, not only for this thread.  Raises ``BackendError`` if that backend cannot run
-    here (it never falls back), ``ValueError`` for an unknown name.
+    The choice holds for the whole process, not only for this thread.  Raises ``BackendError`` if that backend cannot
+    run here (it never falls back), ``ValueError`` for an unknown name.
     """
     before = _forced
     force(name)
@@ -86,14 +97,21 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def _first_use(op: str) -> Callable[..., Any]:
+    """The kernel of last resort: it loads the compiled backend if one can be had, and is then never asked again."""
+
     def fallback(*args: Any) -> Any:
         from .. import native
 
         device = _device_of(args)
-        if _forced == "auto" and native.load_for(device):
+        if _forced in ("auto", "native") and native.load_for(device):
+            if _forced == "native" and native.loaded_from(device) == "triton":
+                raise BackendError(f"backend native on {device}: {native.why_not(device)}")
             return getattr(torch.ops.fastsample, op)(*args)
         if _forced == "native":
-            raise BackendError(native.why_not(device))
+            raise BackendError(f"backend native on {device}: {native.why_not(device)}")
+        if _forced == "triton":
+            _require_triton()
+            return _triton[op](*args)
         return _reference[op](*args)
 
     return fallback
@@ -111,15 +129,12 @@ def _device_of(args: tuple[Any, ...]) -> str:
 def _require_native() -> None:
     from .. import native
 
-    if not native.load_for("cpu"):
-        raise BackendError(native.why_not("cpu"))
-    if torch.cuda.is_available() and not native.load_for("cuda"):
-        raise BackendError(native.why_not("cuda"))
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        if not native.load_for(device) or native.loaded_from(device) == "triton":
+            raise BackendError(f"backend native on {device}: {native.why_not(device)}")
 
 
 def _interpreted() -> tuple[str, ...]:
-    import os
-
     return ("CPU",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
 
 
@@ -127,7 +142,9 @@ def _require_triton() -> None:
     try:
         import triton  # type: ignore[import-untyped]  # noqa: F401
     except ImportError as error:
-        raise BackendError(f"backend triton: cannot import triton ({error}); install it, or use another backend") from error
+        raise BackendError(
+            f"backend triton: cannot import triton ({error}); install it, or use another backend"
+        ) from error
     if not torch.cuda.is_available() and not _interpreted():
         raise BackendError("backend triton: no GPU here; set TRITON_INTERPRET=1 before the start to run it on the CPU")
 

@@ -1,4 +1,4 @@
-"""``fastsample::update``: one row of a plan applied to the whole state in one pass.  The arithmetic is in docs/row.md."""
+"""``fastsample::update``: one row of a plan applied to the whole state in one pass.  Arithmetic: docs/row.md."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def check(
         if x.dtype not in _FLOATS:
             raise TypeError(f"{name}: got {x.dtype}, allowed are float32, bfloat16, float16 and float64")
         if x.shape != first.shape:
-            raise ValueError(f"{name}: got shape {tuple(x.shape)}, allowed is that of {first_name}, {tuple(first.shape)}")
+            raise ValueError(
+                f"{name}: got shape {tuple(x.shape)}, allowed is that of {first_name}, {tuple(first.shape)}"
+            )
         if x.device != first.device:
             raise ValueError(f"{name}: got device {x.device}, allowed is that of {first_name}, {first.device}")
     if table.dtype != torch.float64 or table.dim() != 2 or table.shape[1] != row.COLUMNS or not table.is_contiguous():
@@ -161,7 +163,9 @@ def _product(weight: Tensor, x: Tensor) -> Tensor:
     return torch.where(weight == 0, torch.zeros((), dtype=x.dtype, device=x.device), weight * x)
 
 
-def _noises(coefficients: _Row, like: Tensor, key: Tensor | None, noise: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def _noises(
+    coefficients: _Row, like: Tensor, key: Tensor | None, noise: Sequence[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
     if key is None:
         return [x.to(dtype) for x in noise]
     wide = dtype == torch.float64
@@ -286,7 +290,9 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
         for k in range(outputs):
             x_grad = x_grad + c[row.w(k, j)] * g[k]
         term_grads.append(x_grad.to(x.dtype))
-    noise_grads = [sum((c[row.g(k, r)] * g[k] for k in range(outputs)), zero).to(noise[r].dtype) for r in range(len(noise))]
+    noise_grads = [
+        sum((c[row.g(k, r)] * g[k] for k in range(outputs)), zero).to(noise[r].dtype) for r in range(len(noise))
+    ]
 
     def total(product: Tensor) -> Tensor:
         return product.double().flatten(1).sum(1)  # (B,)
@@ -310,7 +316,10 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
 
 def _refuse_gradient(keyset: Any, *args: Any) -> None:
     if torch.is_grad_enabled() and any(
-        x.requires_grad for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,)) if isinstance(x, Tensor)
+        x.requires_grad
+        for arg in args
+        for x in (arg if isinstance(arg, (list, tuple)) else (arg,))
+        if isinstance(x, Tensor)
     ):
         raise RuntimeError("fastsample::update_ writes in place and passes no gradient on: use fastsample.ops.update")
     with torch._C._AutoDispatchBelowAutograd():
