@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from .models.network import Network as Network
     from .noise import keys as keys
     from .ops import BackendError as BackendError
-    from .ops import update as update
     from .ops import update_ as update_
     from .ops import use_backend as use_backend
     from .path import Path as Path

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Bank:
     """One tensor per slot of a plan, all shaped and laid out like the state.
 
-    ``tensors[0]`` is the state x. Slots of role ``"input"`` have the dtype of the network, all others that of the state.
-    The memory is not initialised: a row reads no slot that no earlier row wrote.
+    ``tensors[0]`` is the state x. Slots of role ``"input"`` have the dtype of the network, all others that of the
+    state. The memory is not initialised: a row reads no slot that no earlier row wrote.
     """
 
     def __init__(self, plan: Plan, like: Tensor, input_dtype: torch.dtype | None = None) -> None:

@@ -16,6 +16,7 @@ import click
 
 from . import __version__
 
+_DTYPES = ["float32", "float64", "bfloat16", "float16"]
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -65,7 +66,7 @@ def _shared(command: Any) -> Any:
             click.option("--grid", help="How the steps are spaced; by default evenly in log-SNR."),
             click.option("--prediction", help="What the network predicts, if the model does not say so."),
             click.option("--guidance", type=float, help="Weight of classifier-free guidance."),
-            click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the solver."),
+            click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="For the solver."),
             click.option("--traceback", is_flag=True, help="Show where an error came from."),
         )
     ):
@@ -82,10 +83,10 @@ def _shared(command: Any) -> Any:
 @click.option("--batch", type=int, help="Samples per network call; by default all. The noise does not depend on it.")
 @click.option("--classes", help="Labels to go through, such as 0-9 or 3,5; by default all that the model has.")
 @click.option("--shape", help="Shape of one sample, such as 3,32,32, if the model does not say it.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder for the results.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder to write.")
 @click.option("--fid", is_flag=True, help="Measure the digit-FID of the samples (use 1000 or more).")
 @click.option("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
-@click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True, help="Of the state.")
 @click.option("--backend", help="auto, native, triton or reference.")
 @click.option("--progress/--no-progress", default=True, help="Progress bar, on a terminal.")
 def sample(**choice: Any) -> None:
@@ -105,8 +106,8 @@ def sample(**choice: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
 def plan(solver: str, options: Sequence[str], traceback: bool, as_json: bool, **choice: Any) -> None:
     """Print the table of a solver."""
-    from .loop import GRID, SCHEDULE
     from .grids import make_path
+    from .loop import GRID, SCHEDULE
     from .plan import make_plan
 
     path = make_path(choice["schedule"] or SCHEDULE, choice["grid"] or GRID, choice["steps"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from .path import Path
 from .plan import Plan, make_plan
 from .run import Noise, PlanRun, Run, StepInfo
 
+__all__ = ["StepInfo", "StopSampling", "Trajectory", "check_finite", "drive", "plan_for", "sample"]
+
 Callback = Callable[[StepInfo], Any]
 Seed = int | Sequence[int] | torch.Generator
 
@@ -23,7 +25,7 @@ SOLVER, SCHEDULE, GRID, STEPS = "dpmpp-2m", "vp-linear", "log-snr", 20  # of tho
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class StopSampling(Exception):
+class StopSampling(Exception):  # noqa: N818  (like StopIteration: no error)
     """Raised by a callback to end the run; `sample` then returns the state as it is."""
 
 
@@ -65,10 +67,10 @@ def sample(
     """Draw samples.
 
     Args:
-        model: any callable ``model(x, t)``, a `Network`, or an object with ``network()`` such as `GaussianMixture`; see
-            `as_network` for how a model says what it predicts. With ``cond`` it is called ``model(x, t, cond)``.
-        x: shape ``(B, ...)`` of the samples (or B alone if the model has a ``shape``), to start from noise; or a tensor:
-            the state at the first time of the path, or data when ``start`` is given.
+        model: any callable ``model(x, t)``, a `Network`, or an object with ``network()`` such as `GaussianMixture`;
+            see `as_network` for how a model says what it predicts. With ``cond`` it is called ``model(x, t, cond)``.
+        x: shape ``(B, ...)`` of the samples (or B alone if the model has a ``shape``), to start from noise; or a
+            tensor: the state at the first time of the path, or data when ``start`` is given.
         solver, steps, schedule, grid: name of the solver (default ``"dpmpp-2m"``), number of steps (20), name or object
             of the schedule (the model's own, else ``"vp-linear"``), name of the grid or list of times (``"log-snr"``).
         path: a `Path` in place of steps, schedule and grid.
@@ -76,11 +78,11 @@ def sample(
         prediction: what the model predicts, if it does not say so itself.
         guidance: weight w of classifier-free guidance, ``w cond + (1 - w) uncond``, or one per network call. Without
             ``cond`` the model itself must return the pair ``(conditional, unconditional)``.
-        cond, uncond: conditions of the two branches: tensors, or dicts and tuples of tensors. ``uncond`` may be left out
-            if the model has a ``null_class``.
+        cond, uncond: conditions of the two branches: tensors, or dicts and tuples of tensors. ``uncond`` may be left
+            out if the model has a ``null_class``.
         seed: a whole number, one per sample, or a ``torch.Generator`` that is asked once. None: torch's default one.
-        sample_ids: global indices ``(B,)`` of these samples, by default 0 to B - 1: the noise of a sample depends on the
-            seed and its index alone, so that batches may be cut anywhere.
+        sample_ids: global indices ``(B,)`` of these samples, by default 0 to B - 1: the noise of a sample depends on
+            the seed and its index alone, so that batches may be cut anywhere.
         noise: recorded noise in place of the seed, one tensor like x per draw (draw 0 is the start).
         start: image-to-image: the step to begin at, or the fraction in (0, 1] of the steps to run; ``x`` is then data.
         callback: called with a `StepInfo` after each update; may raise `StopSampling`.
@@ -121,9 +123,11 @@ def sample(
         if clash:
             raise ValueError(f"{', '.join(clash)}: got a plan too, which already fixes it; give one of them")
         if first is not None and first != 0:
-            raise ValueError("start: got a ready plan too; make it from the rest of the path, path[start:], and give start=0")
+            raise ValueError("start: got a ready plan too; make that of path[start:], and give start=0")
         if isinstance(model, Network) and model.prediction != plan.prediction:
-            raise ValueError(f"plan: made for {plan.prediction!r} prediction, but the model predicts {model.prediction!r}")
+            raise ValueError(
+                f"plan: is for {plan.prediction!r} networks, but the model predicts {model.prediction!r}"
+            )
     if denoised:
         plan = plan.with_denoised()
 
@@ -133,7 +137,7 @@ def sample(
         predict = _predictor(network, run.guided, cond, uncond, state)
         states = _Recorder(run, plan.path.steps, grad) if return_trajectory else None
         hooks = [hook for hook in (states, callback and _caller(run, callback)) if hook is not None]
-        with _bar(progress, run.calls, plan.solver) as advance:
+        with _Bar(progress, run.calls, plan.solver) as advance:
             drive(run, predict, [*hooks, *advance])
         if check:
             check_finite(run.state)
@@ -326,7 +330,7 @@ def _caller(run: Run, callback: Callback) -> Callable[[int], Any]:
     return lambda call: callback(run.info(call))
 
 
-class _bar:
+class _Bar:
     """The progress bar as a context whose value is a list of no or one hook."""
 
     def __init__(self, progress: bool | str, calls: int | None, title: str) -> None:

@@ -28,7 +28,8 @@ _WIDTH = 640  # small pictures are enlarged by a whole factor up to this
 
 def write_png(path: Path | str, pixels: Pixels) -> None:
     """Write ``(H, W)`` grey or ``(H, W, 3)`` RGB uint8 as PNG.  Raises ``ValueError`` for anything else."""
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
+    shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not shaped or not pixels.size:
         raise ValueError(f"pixels: got shape {pixels.shape} {pixels.dtype}, allowed is (H, W) or (H, W, 3) uint8")
     height, width = pixels.shape[:2]
 
@@ -43,7 +44,7 @@ def write_png(path: Path | str, pixels: Pixels) -> None:
 
 
 def picture(samples: Tensor) -> Pixels | None:
-    """Samples as pixels: a grid for images ``(B, 1 or 3, H, W)`` in [-1, 1], a density for points ``(B, 2)``, else None."""
+    """Samples as pixels: a grid of images ``(B, 1 or 3, H, W)`` in [-1, 1], a density of points ``(B, 2)``, or None."""
     x = samples.detach().float().cpu()
     if len(x) == 0:
         return None
@@ -76,7 +77,8 @@ def _density(points: npt.NDArray[np.float32], size: int = 160) -> Pixels:
 
 def _enlarge(pixels: Pixels) -> Pixels:
     factor = max(1, _WIDTH // max(pixels.shape[:2]))
-    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    larger: Pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    return larger
 
 
 class Stopwatch:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 Output = Tensor | tuple[Tensor, Tensor]
 Asks = Generator[tuple[Tensor, Tensor], Output, None]
 Noise = Sequence[Tensor | None] | Mapping[int, Tensor]
+
+
+Array = npt.NDArray[np.float64]
+_NOISE_WEIGHTS = np.array([row.g(k, r) for r in range(row.MAX_NOISES) for k in range(row.MAX_OUTPUTS)])
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class StepInfo:
 class Run(Protocol):
     """What a loop needs of a sampler at work."""
 
-    calls: int | None
+    @property
+    def calls(self) -> int | None:
+        """How many calls there will be; None if nobody knows."""
 
     @property
     def state(self) -> Tensor:
@@ -74,7 +81,7 @@ class PlanRun:
         start: ``"noise"`` (from nothing), ``"state"`` (``x`` is at the plan's first level) or ``"data"`` (``x`` is
             data, noised to that level).
         key: ``(B, 2)`` uint64, see `fastsample.noise.keys`.
-        noise: recorded noise in place of keys, one tensor like ``x`` per draw that the plan makes (draw 0 is the start).
+        noise: recorded noise in place of keys, one tensor like ``x`` per draw of the plan (draw 0 is the start).
         input_dtype: of the slot that holds the network's scaled input. None: that of ``x``.
         grad: run the functional update, which gradients pass through, on new tensors in each step.
 
@@ -109,7 +116,7 @@ class PlanRun:
         t = torch.tensor(np.asarray(plan.t), dtype=wide, device=x.device)
         self._t = t[:, None].expand(-1, len(x)).contiguous().unbind(0)
         self._begin(x, start)
-        self._prepared = [self._prepare(i) for i in range(self.calls)]
+        self._prepared = [] if grad else self._prepare()
 
     @property
     def state(self) -> Tensor:
@@ -145,7 +152,7 @@ class PlanRun:
             apply(outs, terms, table, step, key, noise)
             for term, _ in places:  # the outputs of old calls must not stay in memory
                 terms[term] = None
-            told = None
+            del told
 
     def _functional(self) -> Asks:
         slots, apply = self._slots, torch.ops.fastsample.update.default
@@ -174,35 +181,45 @@ class PlanRun:
         else:
             torch.ops.fastsample.update_([self._slots[j] for j in outputs], [x], table, step, key, noise)
 
-    def _prepare(self, i: int) -> tuple[Any, ...]:
-        call, slots = self.plan.calls[i], self._slots
-        places = tuple((n, -1 - j if self.guided else None) for n, j in enumerate(call.terms) if j < 0)
-        terms = [slots[j] if j >= 0 else None for j in call.terms]
-        outs = [slots[j] for j in call.outputs]
-        key, noise = self._noises(self.plan.table[i])
-        return (slots[call.ask], self._t[i]), outs, terms, self._device.steps[i], key, noise, places
+    def _prepare(self) -> list[tuple[Any, ...]]:
+        """Per call: what is asked, and the arguments of the update with places for the network's outputs."""
+        slots, guided, steps = self._slots, self.guided, self._device.steps
+        quiet = not self.plan.table[:, _NOISE_WEIGHTS].any()
+        prepared = []
+        for i, call in enumerate(self.plan.calls):
+            places = tuple((n, -1 - j if guided else None) for n, j in enumerate(call.terms) if j < 0)
+            terms = [slots[j] if j >= 0 else None for j in call.terms]
+            outs = [slots[j] for j in call.outputs]
+            key, noise = (None, []) if quiet else self._noises(self.plan.table[i])
+            prepared.append(((slots[call.ask], self._t[i]), outs, terms, steps[i], key, noise, places))
+        return prepared
 
-    def _noises(self, values: row.Array) -> tuple[Tensor | None, list[Tensor]]:
+    def _noises(self, values: Array) -> tuple[Tensor | None, list[Tensor]]:
         """Key and noise tensors of a row; neither if it uses no noise."""
-        used = [any(values[row.g(k, r)] != 0 for k in range(row.MAX_OUTPUTS)) for r in range(row.MAX_NOISES)]
-        if not any(used):
+        weights = values[_NOISE_WEIGHTS]
+        if not weights.any():
             return None, []
         if self._noise is None:
             return self._key, []
-        found: list[Tensor] = []
-        for r in range(used[1] + 1):
-            # A noise of weight zero is never read, so the other one may stand in its place.
-            draw = int(values[row.DRAW + (r if used[r] else 1)])
-            xi = self._noise.get(draw)
-            if xi is None:
-                raise ValueError(f"noise: got none for draw {draw}; this plan makes {self.plan.draws} draws (0 is the start)")
-            if xi.shape != self._slots[0].shape or xi.device != self._slots[0].device:
-                raise ValueError(
-                    f"noise: draw {draw} has shape {tuple(xi.shape)} on {xi.device}, "
-                    f"need {tuple(self._slots[0].shape)} on {self._slots[0].device}"
-                )
-            found.append(xi)
-        return None, found
+        used = weights.reshape(row.MAX_NOISES, row.MAX_OUTPUTS).any(axis=1)
+        # A noise of weight zero is never read, so that of noise 1 may stand in the place of noise 0.
+        draws = [int(values[row.DRAW + (r if used[r] else 1)]) for r in range(used[1] + 1)]
+        return None, [self._recorded(draw) for draw in draws]
+
+    def _recorded(self, draw: int) -> Tensor:
+        assert self._noise is not None
+        xi, x = self._noise.get(draw), self._slots[0]
+        if xi is None:
+            raise ValueError(
+                f"noise: got none for draw {draw}; the plan has {self.plan.draws} draws (0 is the start)"
+            )
+        if not isinstance(xi, Tensor) or not xi.is_floating_point():
+            raise TypeError(f"noise: draw {draw} is {getattr(xi, 'dtype', type(xi).__name__)}, need a floating tensor")
+        if xi.shape != x.shape or xi.device != x.device:
+            raise ValueError(
+                f"noise: draw {draw} has shape {tuple(xi.shape)} on {xi.device}, need {tuple(x.shape)} on {x.device}"
+            )
+        return xi
 
     def _check(self, told: Any) -> None:
         """The first output of the network, before memory is touched."""

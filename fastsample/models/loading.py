@@ -21,14 +21,14 @@ def load_model(name: str, device: torch.device | str = "cpu", prediction: str | 
     """The network of a name.
 
     Args:
-        name: ``"digits"`` (the shipped network of handwritten digits), ``"mixture"`` (the exact network of eight Gaussians
-            on a circle), or ``"path.py:factory"`` / ``"package.module:factory"``: a function without arguments that
-            returns anything `as_network` takes.
+        name: ``"digits"`` (the shipped network of handwritten digits), ``"mixture"`` (the exact network of eight
+            Gaussians on a circle), or ``"path.py:factory"`` / ``"package.module:factory"``: a function without arguments
+            that returns anything `as_network` takes.
         device: where a module is moved to.
         prediction: what the network predicts, if it does not say so itself.
 
     Raises:
-        ValueError: an unknown name, a file or factory that does not exist, or that fails; one line that says what to do.
+        ValueError: an unknown name, a file or factory that does not exist, or that fails.
         ImportError: the digits need safetensors, which is missing.
     """
     if name == "digits":
@@ -36,7 +36,8 @@ def load_model(name: str, device: torch.device | str = "cpu", prediction: str | 
     elif name == "mixture":
         made = GaussianMixture.ring()
     elif ":" in name:
-        made = _call_factory(*name.rsplit(":", 1), name)
+        source, _, attribute = name.rpartition(":")
+        made = _call_factory(source, attribute)
     else:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -48,7 +49,7 @@ def load_model(name: str, device: torch.device | str = "cpu", prediction: str | 
 
 
 def digits(device: torch.device | str = "cpu") -> Network:
-    """The shipped class-conditional network of 28 x 28 digits, float32. Conditions are labels ``(B,)`` int64, 0 to 9."""
+    """The shipped class-conditional network of 28 x 28 digits. Conditions are labels ``(B,)`` int64, 0 to 9."""
     from . import digits as module
 
     net = module.load_digits().to(device)
@@ -65,7 +66,8 @@ def digits(device: torch.device | str = "cpu") -> Network:
     )
 
 
-def _call_factory(source: str, attribute: str, name: str) -> Any:
+def _call_factory(source: str, attribute: str) -> Any:
+    name = f"{source}:{attribute}"
     module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
     factory = getattr(module, attribute, None)
     if factory is None:
@@ -74,7 +76,7 @@ def _call_factory(source: str, attribute: str, name: str) -> Any:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"model: {source} has no {attribute!r}{hint}")
     if not callable(factory):
-        raise ValueError(f"model: {name} is a {type(factory).__name__}, need a function without arguments that returns a model")
+        raise ValueError(f"model: {name} is a {type(factory).__name__}, need a function that returns a model")
     try:
         return factory()
     except Exception as error:
@@ -85,7 +87,8 @@ def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"model: the file {path} does not exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # the name ends with .py
+    assert spec is not None  # the name ends with .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # its neighbours, as if it was run itself
     try:
@@ -101,7 +104,9 @@ def _import_module(source: str) -> Any:
     try:
         return importlib.import_module(source)
     except ModuleNotFoundError as error:
-        raise ValueError(f"model: there is no module {error.name!r}; give a file path.py:factory or an installed module") from error
+        raise ValueError(
+            f"model: no module {error.name!r}; give path.py:factory or an installed module"
+        ) from error
     except Exception as error:
         raise ValueError(f"model: {source} could not be loaded: {_brief(error)}") from error
 

@@ -47,12 +47,12 @@ class GaussianMixture:
     def __init__(self, means: Tensor, std: float | Sequence[float] | Tensor, weights: Any = None) -> None:
         means = _as_double(means, "means")
         if means.ndim < 2 or means.numel() == 0:
-            raise ValueError(f"means: got shape {tuple(means.shape)}, need (K, *shape) with K >= 1 and at least one dimension")
+            raise ValueError(f"means: got shape {tuple(means.shape)}, need (K, *shape) with K >= 1")
         count = len(means)
         spread = _as_double(std, "std")
         if spread.ndim > 1 or (spread.ndim == 1 and len(spread) != count):
             raise ValueError(f"std: got shape {tuple(spread.shape)}, need one number or ({count},), one per mode")
-        mass = torch.full((count,), 1 / count, dtype=torch.float64) if weights is None else _as_double(weights, "weights")
+        mass = torch.ones(count, dtype=torch.float64) if weights is None else _as_double(weights, "weights")
         if tuple(mass.shape) != (count,):
             raise ValueError(f"weights: got shape {tuple(mass.shape)}, need ({count},), one per mode")
         if bool((spread < 0).any()):
@@ -145,10 +145,10 @@ class GaussianMixture:
 
         A sample depends on ``seed`` and its global index alone: the first ``count`` ones, or those of ``sample_ids``.
         """
-        if (count is None) == (sample_ids is None):
+        ids = count if sample_ids is None else sample_ids
+        if ids is None or (count is not None and sample_ids is not None):
             raise ValueError("count, sample_ids: give exactly one of them")
-        key = noise.keys(seed, count if sample_ids is None else sample_ids, device)
-        key = noise.fold_in(key, _STREAM)
+        key = noise.fold_in(noise.keys(seed, ids, device), _STREAM)
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         u = noise.uniform((len(key), 1), noise.fold_in(key, 0)).double().squeeze(1)
         edges = self._weights.cumsum(0).to(u.device)
@@ -203,7 +203,7 @@ class GaussianMixture:
         for name, value in (("alpha", alpha), ("sigma", sigma)):
             number = torch.as_tensor(value, dtype=dtype, device=x.device)
             if number.ndim > 1 or (number.ndim == 1 and len(number) not in (1, len(x))):
-                raise ValueError(f"{name}: got shape {tuple(number.shape)}, need a number or ({len(x)},), one per sample")
+                raise ValueError(f"{name}: got shape {tuple(number.shape)}, need a number or ({len(x)},)")
             level.append(number.reshape(-1, 1))
         return x.reshape(len(x), -1).to(dtype), level[0], level[1]
 
@@ -211,7 +211,7 @@ class GaussianMixture:
         """Log of weight times density of each mode, (B, K), of a state (B, D)."""
         means, spread, log_weights = self._constants(x)
         group = max(1, _CHUNK // max(1, x.numel()))
-        # Squared distances from plain differences: |x|^2 - 2 x mu + |mu|^2 would lose the digits that decide near a mode.
+        # From plain differences: |x|^2 - 2 x mu + |mu|^2 would lose the digits that decide near a mode.
         squares = [(x[:, None] - alpha[:, :, None] * part).square().sum(-1) for part in means.split(group)]
         variance = alpha**2 * spread**2 + sigma**2
         normal = -0.5 * (torch.cat(squares, 1) / variance + x.shape[1] * (2 * math.pi * variance).log())

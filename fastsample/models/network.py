@@ -1,4 +1,4 @@
-"""What a sampler must know of a network: its prediction, its notion of time, the scale of its input, its two branches."""
+"""What a sampler must know of a network: its prediction, its time, the scale of its input, its branches."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Network:
             ``"flow"`` (eps - x0), ``"edm"`` (the raw output of Karras et al. 2022, arXiv 2206.00364).
         time: what ``t`` means: ``"t"`` (the schedule's own time), ``"log-snr"`` (log(alpha / sigma)), ``"sigma"``
             (sigma / alpha), ``"log-sigma"`` (a quarter of its logarithm) or ``"index"`` (row of a discrete schedule).
-        input_scaling: ``"none"`` (fed the state), ``"vp"`` (fed the state over sqrt(alpha^2 + sigma^2), and predicts for
-            that) or ``"edm"`` (fed c_in times the state).
+        input_scaling: ``"none"`` (fed the state), ``"vp"`` (fed the state over sqrt(alpha^2 + sigma^2), and predicts
+            for that) or ``"edm"`` (fed c_in times the state).
         dtype: what the network computes in. None: it takes states as they come.
         shape: of one sample, for those who ask for a number of samples only.
         classes, null_class: number of class labels, and the label that means "no class".
@@ -103,7 +103,7 @@ class Network:
             if torch.is_grad_enabled():
                 both = torch.cat([x, x])
             else:  # one buffer per run, not one per step
-                if buffer is None or buffer.shape[1:] != x.shape[1:] or len(buffer) != 2 * len(x) or buffer.dtype != x.dtype:
+                if buffer is None:
                     buffer = torch.cat([x, x])
                 else:
                     buffer[: len(x)].copy_(x)
@@ -117,7 +117,9 @@ class Network:
         return predict
 
 
-def as_network(model: Any, *, prediction: str | None = None, time: str | None = None, input_scaling: str | None = None) -> Network:
+def as_network(
+    model: Any, *, prediction: str | None = None, time: str | None = None, input_scaling: str | None = None
+) -> Network:
     """A `Network` of anything that can be sampled.
 
     ``model``: a `Network`, an object with a method ``network()`` (such as `GaussianMixture`), or a callable
@@ -154,7 +156,7 @@ def as_network(model: Any, *, prediction: str | None = None, time: str | None = 
 def _join(cond: Any, uncond: Any) -> Any:
     """Both conditions as one of twice the batch; None if they are not alike."""
     if isinstance(cond, Tensor) and isinstance(uncond, Tensor):
-        alike = cond.ndim > 0 and cond.shape == uncond.shape and cond.dtype == uncond.dtype and cond.device == uncond.device
+        alike = cond.ndim > 0 and all(getattr(cond, a) == getattr(uncond, a) for a in ("shape", "dtype", "device"))
         return torch.cat([cond, uncond]) if alike else None
     if isinstance(cond, dict) and isinstance(uncond, dict) and cond.keys() == uncond.keys():
         joined = {name: _join(cond[name], uncond[name]) for name in cond}

@@ -1,0 +1,25 @@
+"""What tests share: paths made by hand, so that a test of the loop does not lean on schedules and grids."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastsample.path import Path
+
+
+def vp_path(steps: int, low: float = -3.0, high: float = 5.0, final: bool = True) -> Path:
+    """Variance-preserving, evenly spaced in log-SNR; ``final`` ends at sigma = 0 and takes one of the steps."""
+    lam = np.linspace(low, high, steps if final else steps + 1)
+    alpha, sigma = 1 / np.sqrt(1 + np.exp(-2 * lam)), 1 / np.sqrt(1 + np.exp(2 * lam))
+    t = np.linspace(1.0, 0.0, steps + 1)
+    return Path(np.append(alpha, 1.0), np.append(sigma, 0.0), t) if final else Path(alpha, sigma, t)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, before))
+    yield
+    torch.set_num_threads(before)
