@@ -1,0 +1,357 @@
+"""A plan: the rows of one run, the memory they use and what the network is told.  Immutable and equal on every backend."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastsample import row
+from fastsample.path import Array, Path, _frozen
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+STARTS = ("noise", "state", "data")
+ROLES = ("state", "input", "x0")
+COND, UNCOND = -1, -2  # term numbers of the network's outputs
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of the bank, of the state's shape.
+
+    ``role`` says its dtype: ``"state"`` (the state's), ``"input"`` (the network's: a scaled copy of x for the next
+    call) or ``"x0"`` (preview of x0_hat, the state's).
+    """
+
+    name: str
+    role: str = "state"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One network call and the row after it.
+
+    ``ask``: bank slot handed to the network.  ``terms``: what the row's columns stand for; >= 0 a bank slot, -1 the
+    network's output (conditional or only), -2 its unconditional output.  ``outputs``: bank slots written; one of them
+    may be a term as well (the history is a ring, the new D overwrites the oldest).
+    """
+
+    ask: int
+    terms: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """The tensors of a plan on one device.
+
+    ``table`` float64 (calls, 48); ``starts`` float64 (3, 48), in the order of ``STARTS``; ``steps``: 0-dim int64 views,
+    one per call, to be handed to the op (no host value is ever uploaded inside the loop).
+    """
+
+    table: torch.Tensor
+    starts: torch.Tensor
+    steps: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The rows of one run; make it with ``make_plan``.
+
+    Args:
+        solver, options: what made it; ``options`` is a read-only mapping of JSON values and includes every argument of
+            ``make_plan`` that was not left at its default.
+        path: the noise levels.
+        prediction: what the network predicts.
+        slots: the bank; slot 0 is the state ``x``.
+        prologue: the call-like start, no network is asked: ``terms`` and ``outputs`` of the rows ``starts``.
+        starts: ``(3, 48)``, see ``start``.
+        calls, table, t, step_of: per network call: its memory, its row ``(calls, 48)``, the time told ``(calls,)``, and
+            the step of the path it belongs to (N for a final denoising call).
+        draws: number of draws of the run.  Draw 0 is the start; noise r of call i is draw 1 + i, or 1 + 2i + r in a
+            plan with two noises per row.
+
+    Raises:
+        ValueError: anything in it contradicts something else.
+    """
+
+    solver: str
+    options: Mapping[str, Any]
+    path: Path
+    prediction: str
+    slots: tuple[Slot, ...]
+    prologue: Call
+    starts: Array
+    calls: tuple[Call, ...]
+    table: Array
+    t: Array
+    step_of: tuple[int, ...]
+    draws: int
+    _devices: dict[str, DevicePlan] = field(default_factory=dict, init=False, repr=False)
+    _text: list[str] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("table", "starts"):
+            object.__setattr__(self, name, _table(name, getattr(self, name)))
+        object.__setattr__(self, "t", _frozen("t", self.t))
+        # through JSON and back: a private copy, of JSON values only
+        object.__setattr__(self, "options", MappingProxyType(json.loads(json.dumps(dict(self.options)))))
+        _check(self)
+
+    @property
+    def nfe(self) -> int:
+        """Number of network calls of a run."""
+        return len(self.calls)
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of ``to_json()``: names the plan in reports."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def start(self, kind: str) -> Array:
+        """Row ``(48,)`` of the prologue.
+
+        ``"noise"``: x = sigma_0 xi.  ``"state"``: x is already at the level of ``path[0]``.  ``"data"``: x holds clean
+        data, which is brought to the level of ``path[0]``.  Raises ``ValueError`` for another kind.
+        """
+        if kind not in STARTS:
+            raise ValueError(f"start: got {kind!r}, allowed are {', '.join(STARTS)}")
+        return self.starts[STARTS.index(kind)]
+
+    def with_denoised(self) -> Plan:
+        """The same plan with a slot ``"x0"`` that every call fills with its x0_hat (after clipping)."""
+        if any(slot.role == "x0" for slot in self.slots):
+            return self
+        options = dict(self.options)
+        options.update(prediction=self.prediction, denoised=True)
+        return make_plan(self.solver, self.path, **options)
+
+    def to(self, device: torch.device | str) -> DevicePlan:
+        """The table, the starts and the step indices as tensors on ``device``; made once per device."""
+        import torch
+
+        key = str(torch.device(device))
+        if key not in self._devices:
+            steps = torch.arange(max(self.nfe, len(STARTS)), dtype=torch.int64, device=device)
+            self._devices[key] = DevicePlan(
+                torch.tensor(self.table, dtype=torch.float64, device=device),
+                torch.tensor(self.starts, dtype=torch.float64, device=device),
+                tuple(steps.unbind(0)),
+            )
+        return self._devices[key]
+
+    def to_json(self) -> str:
+        """The whole plan as JSON; float64 survives exactly.  Rows are stored as their non-default columns."""
+        if not self._text:
+            rates = None if self.path.rates is None else self.path.rates.tolist()
+            path = {name: getattr(self.path, name).tolist() for name in ("alpha", "sigma", "t")}
+            content = {
+                "format": "fastsample plan",
+                "version": VERSION,
+                "solver": self.solver,
+                "options": dict(self.options),
+                "path": {**path, "rates": rates, "reverse": self.path.reverse},
+                "prediction": self.prediction,
+                "slots": [[s.name, s.role] for s in self.slots],
+                "prologue": [self.prologue.ask, self.prologue.terms, self.prologue.outputs],
+                "calls": [[c.ask, c.terms, c.outputs] for c in self.calls],
+                "starts": _sparse(self.starts),
+                "table": _sparse(self.table),
+                "t": self.t.tolist(),
+                "step_of": self.step_of,
+                "draws": self.draws,
+            }
+            self._text.append(json.dumps(content, allow_nan=False))
+        return self._text[0]
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read ``to_json()`` back and check it.  Raises ``ValueError`` for anything else."""
+        try:
+            content = json.loads(text)
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"text: not JSON ({error})") from None
+        if not isinstance(content, dict) or content.get("format") != "fastsample plan":
+            raise ValueError("text: not a plan; allowed is what Plan.to_json() wrote")
+        if content.get("version") != VERSION:
+            raise ValueError(f"text: got plan version {content.get('version')!r}, this program reads {VERSION}")
+        try:
+            calls = [Call(int(a), tuple(t), tuple(o)) for a, t, o in [content["prologue"], *content["calls"]]]
+            return Plan(
+                solver=content["solver"],
+                options=content["options"],
+                path=Path(**content["path"]),
+                prediction=content["prediction"],
+                slots=tuple(Slot(*slot) for slot in content["slots"]),
+                prologue=calls[0],
+                starts=_dense(content["starts"]),
+                calls=tuple(calls[1:]),
+                table=_dense(content["table"]),
+                t=content["t"],
+                step_of=tuple(content["step_of"]),
+                draws=content["draws"],
+            )
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(f"text: a damaged plan ({type(error).__name__}: {error})") from None
+
+    def __str__(self) -> str:
+        from fastsample.show import show_plan
+
+        return show_plan(self)
+
+    def __repr__(self) -> str:
+        return f"Plan({self.solver!r}, steps={self.path.steps}, nfe={self.nfe}, hash={self.hash!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Plan.from_json, (self.to_json(),)
+
+
+def make_plan(
+    solver: str,
+    path: Path,
+    *,
+    prediction: str = "eps",
+    guidance: float | Sequence[float] | None = None,
+    time: str | Sequence[float] | Callable[..., Any] = "t",
+    input_scaling: str = "none",
+    clip: float | tuple[float, float] | None = None,
+    sigma_data: float = 0.5,
+    init_sigma: float | None = None,
+    denoise: bool = False,
+    denoised: bool = False,
+    **options: Any,
+) -> Plan:
+    """The rows of one run: a pure function of its arguments.
+
+    Args:
+        solver: a name of ``fastsample.solvers.names()``.
+        path: the noise levels (``fastsample.grids.make_path``).
+        prediction: ``"eps" | "x0" | "v" | "score" | "flow" | "edm"``, see ``fastsample.predictions``.
+        guidance: None for one network output; else the weight w (or one per call) of
+            ``e = w e_cond + (1 - w) e_uncond``: the calls then have the terms -1 and -2.
+        time: what the network is told: ``"t"`` (the path's t), ``"log-snr"`` (log alpha/sigma), ``"sigma"``
+            (sigma/alpha), ``"log-sigma"`` (ln(sigma/alpha)/4, EDM's c_noise), ``"index"`` (t rounded to a whole
+            number), one number per call, or a callable of the level at each call.
+        input_scaling: ``"none"``, ``"vp"`` (the network is fed x/sqrt(alpha^2 + sigma^2)) or ``"edm"`` (c_in).
+        clip: limits of x0_hat: None, r for (-r, r), or (lo, hi).
+        sigma_data: of the EDM scalings.
+        init_sigma: standard deviation of the start from noise; default sigma_0.
+        denoise: one more call at the last level, whose x0_hat is the result.
+        denoised: write x0_hat of every call to a slot ``"x0"``.
+        **options: the solver's own, see ``fastsample.solvers.describe(name)``.
+
+    Raises:
+        ValueError: an unknown name or option (the message lists what there is), a value out of range, a prediction
+            that does not determine what the solver needs.
+        TypeError: an argument of the wrong type.
+    """
+    from fastsample.solvers import assemble, registry
+
+    if not isinstance(path, Path):
+        raise TypeError(f"path: got {type(path).__name__}, allowed is a fastsample Path (see make_path)")
+    entry = registry.find(solver)
+    values = registry.complete(entry, options)
+    steps = entry.steps(path, **values)
+    return assemble.assemble(
+        entry.name,
+        path,
+        steps,
+        options=options,
+        prediction=prediction,
+        guidance=guidance,
+        time=time,
+        input_scaling=input_scaling,
+        clip=clip,
+        sigma_data=sigma_data,
+        init_sigma=init_sigma,
+        denoise=denoise,
+        denoised=denoised,
+    )
+
+
+def _table(name: str, value: Any) -> Array:
+    table = np.array(value, dtype=np.float64) + 0.0  # -0.0 becomes 0.0: equal plans have equal text
+    row.check_table(table, name)
+    table.flags.writeable = False
+    return table
+
+
+def _sparse(table: Array) -> list[dict[str, float | str]]:
+    blank = row.blank()
+    rows = []
+    for values in table:
+        columns = np.flatnonzero(values != blank).tolist()
+        rows.append({str(c): v if abs(v) < np.inf else str(v) for c, v in zip(columns, values[columns].tolist())})
+    return rows
+
+
+def _dense(rows: Sequence[Mapping[str, float | str]]) -> Array:
+    table = row.blank(len(rows))
+    for values, entries in zip(table, rows):
+        for column, value in entries.items():
+            values[int(column)] = float(value)
+    return table
+
+
+def _check(plan: Plan) -> None:
+    """Raise ``ValueError`` unless slots, calls, rows, times and draws of a plan fit together."""
+    n = len(plan.calls)
+    if n == 0:
+        raise ValueError("calls: got none, a plan has at least one")
+    if plan.starts.shape[0] != len(STARTS):
+        raise ValueError(f"starts: got {plan.starts.shape[0]} rows, allowed is {len(STARTS)} ({', '.join(STARTS)})")
+    for name, length in (("table", len(plan.table)), ("t", len(plan.t)), ("step_of", len(plan.step_of))):
+        if length != n:
+            raise ValueError(f"{name}: got {length} rows for {n} calls")
+    if plan.t.ndim != 1:
+        raise ValueError(f"t: got shape {plan.t.shape}, allowed is ({n},)")
+    if not plan.slots or plan.slots[0] != Slot("x", "state"):
+        raise ValueError("slots: slot 0 must be 'x' with role 'state'")
+    if len({slot.name for slot in plan.slots}) != len(plan.slots):
+        raise ValueError(f"slots: names must differ, got {[slot.name for slot in plan.slots]}")
+    for slot in plan.slots:
+        if slot.role not in ROLES:
+            raise ValueError(f"slots: {slot.name!r} has role {slot.role!r}, allowed are {', '.join(ROLES)}")
+    if list(plan.step_of) != sorted(plan.step_of) or not 0 <= plan.step_of[0] <= plan.step_of[-1] <= plan.path.steps:
+        raise ValueError(f"step_of: must rise within 0..{plan.path.steps}, got {plan.step_of}")
+    for start in plan.starts:
+        _check_call(plan, "prologue", plan.prologue, start, 0)
+    for i, (call, values) in enumerate(zip(plan.calls, plan.table)):
+        _check_call(plan, f"call {i}", call, values, UNCOND)
+
+
+def _check_call(plan: Plan, name: str, call: Call, values: Array, lowest: int) -> None:
+    slots = len(plan.slots)
+    if not 0 <= call.ask < slots:
+        raise ValueError(f"{name}: asks slot {call.ask}, there are {slots}")
+    for what, numbers, low, limit in (
+        ("terms", call.terms, lowest, row.MAX_TERMS),
+        ("outputs", call.outputs, 0, row.MAX_OUTPUTS),
+    ):
+        if not 1 <= len(numbers) <= limit or len(set(numbers)) != len(numbers):
+            raise ValueError(f"{name}: {what} {numbers}: allowed are 1 to {limit} different ones")
+        if not all(isinstance(j, int) and low <= j < slots for j in numbers):
+            raise ValueError(f"{name}: {what} {numbers}: allowed are {low}..{slots - 1}")
+    unused = [row.p(j) + k for j in range(len(call.terms), row.MAX_TERMS) for k in range(4)]
+    for k in range(len(call.outputs), row.MAX_OUTPUTS):
+        unused += [row.w(k, j) for j in range(row.MAX_TERMS)] + [row.w_d(k), row.g(k, 0), row.g(k, 1)]
+    if values[unused].any():
+        raise ValueError(f"{name}: its row has weights for terms or outputs that the call does not have")
+    for r in range(row.MAX_NOISES):
+        used = any(values[row.g(k, r)] for k in range(row.MAX_OUTPUTS))
+        if used and not values[row.DRAW + r] < plan.draws:
+            raise ValueError(f"{name}: uses draw {values[row.DRAW + r]:.0f}, the plan has {plan.draws}")

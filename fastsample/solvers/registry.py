@@ -1,0 +1,108 @@
+"""The solvers by name, with what a person wants to know before choosing one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from fastsample.solvers.step import Step
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver: a function of a path and of options that returns steps, and its description.
+
+    ``order``: order of convergence in the number of steps (strong order of the deterministic part).  ``nfe``: network
+    calls per step.  ``options``: names and defaults.
+    """
+
+    name: str
+    steps: Callable[..., list[Step]]
+    about: str
+    paper: str
+    order: int
+    nfe: int = 1
+    stochastic: bool = False
+    aliases: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_solvers: dict[str, Solver] = {}
+_names: dict[str, str] = {}
+
+
+def add(solver: Solver) -> Solver:
+    """Register a solver.  Raises ``ValueError`` when one of its names is taken."""
+    for name in (solver.name, *solver.aliases):
+        if _key(name) in _names:
+            raise ValueError(f"name: {name!r} is taken by the solver {_names[_key(name)]!r}")
+    for name in (solver.name, *solver.aliases):
+        _names[_key(name)] = solver.name
+    _solvers[solver.name] = solver
+    return solver
+
+
+def find(name: str) -> Solver:
+    """The solver of a name or alias; case, ``_`` and spaces do not matter.  Raises ``ValueError`` with close names."""
+    if not isinstance(name, str):
+        raise TypeError(f"solver: got {type(name).__name__}, allowed is a name (str)")
+    if _key(name) not in _names:
+        close = difflib.get_close_matches(_key(name), _names, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(_names[c] for c in dict.fromkeys(close))}?" if close else ""
+        raise ValueError(f"solver: got {name!r}, allowed are {', '.join(sorted(_solvers))}{hint}")
+    return _solvers[_names[_key(name)]]
+
+
+def complete(solver: Solver, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults updated by ``options``.  Raises ``ValueError`` for a name that the solver does not have."""
+    for name in options:
+        if name not in solver.options:
+            close = difflib.get_close_matches(name, solver.options, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            allowed = ", ".join(sorted(solver.options)) or "none"
+            raise ValueError(f"option: {solver.name!r} has no option {name!r}, allowed are {allowed}{hint}")
+    return {**solver.options, **options}
+
+
+def names() -> tuple[str, ...]:
+    """Names of all solvers, in the order of registration (families together)."""
+    return tuple(_solvers)
+
+
+def solvers() -> Mapping[str, Solver]:
+    """All solvers by name, read-only."""
+    return MappingProxyType(_solvers)
+
+
+def describe(name: str) -> str:
+    """A few lines on one solver: what it does, its paper, its options with their defaults."""
+    s = find(name)
+    lines = [
+        f"{s.name}{f' (also {chr(44).join(s.aliases)})' if s.aliases else ''}: {s.about}",
+        f"  order {s.order}, {s.nfe} network call(s) per step, {'stochastic' if s.stochastic else 'deterministic'}",
+        f"  {s.paper}",
+        "  options: " + (", ".join(f"{k}={v!r}" for k, v in s.options.items()) or "none"),
+    ]
+    return "\n".join(lines)
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("_", "-").replace(" ", "-").replace("++", "pp")
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
+
+
+def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> float:
+    """``value`` as a float in [low, high]; raises ``ValueError`` that names the option."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or value == float("inf"):
+        raise ValueError(f"{name}: got {value!r}, allowed are numbers in [{low:g}, {high:g}]")
+    return float(value)
+
+
