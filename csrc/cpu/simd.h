@@ -60,11 +60,12 @@ FS_HD U32 bits_of(F32 a) { return U32(_mm512_castps_si512(a.v)); }
 FS_HD F32 float_of(U32 a) { return F32(_mm512_castsi512_ps(a.v)); }
 FS_HD F32 to_float(U32 a) { return F32(_mm512_cvtepu32_ps(a.v)); }
 FS_HD F32 to_float_signed(U32 a) { return F32(_mm512_cvtepi32_ps(a.v)); }
+constexpr auto kOddDown = static_cast<_MM_PERM_ENUM>(0xF5), kEvenUp = static_cast<_MM_PERM_ENUM>(0xA0);
 FS_HD void mul_wide(U32 a, uint32_t constant, U32& hi, U32& lo) {
   const __m512i c = _mm512_set1_epi64(constant);
-  const __m512i even = _mm512_mul_epu32(a.v, c), odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), c);
-  hi = U32(_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd));
-  lo = U32(_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32)));
+  const __m512i even = _mm512_mul_epu32(a.v, c), odd = _mm512_mul_epu32(_mm512_shuffle_epi32(a.v, kOddDown), c);
+  hi = U32(_mm512_mask_shuffle_epi32(odd, 0x5555, even, kOddDown));  // shuffles, because shifts share the port of mul
+  lo = U32(_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, kEvenUp));
 }
 FS_HD F32 clamp(F32 y, F32 lo, F32 hi) {
   const __m512 below = _mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(y.v, hi.v, _CMP_GT_OQ), hi.v);
@@ -134,9 +135,9 @@ FS_HD F32 to_float(U32 a) {  // halves are exact, the fma rounds once
 }
 FS_HD void mul_wide(U32 a, uint32_t constant, U32& hi, U32& lo) {
   const __m256i c = _mm256_set1_epi64x(constant);
-  const __m256i even = _mm256_mul_epu32(a.v, c), odd = _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), c);
-  hi = U32(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA));
-  lo = U32(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
+  const __m256i even = _mm256_mul_epu32(a.v, c), odd = _mm256_mul_epu32(_mm256_shuffle_epi32(a.v, 0xF5), c);
+  hi = U32(_mm256_blend_epi32(_mm256_shuffle_epi32(even, 0xF5), odd, 0xAA));
+  lo = U32(_mm256_blend_epi32(even, _mm256_shuffle_epi32(odd, 0xA0), 0xAA));
 }
 FS_HD F32 clamp(F32 y, F32 lo, F32 hi) {
   const __m256 below = _mm256_blendv_ps(y.v, hi.v, _mm256_cmp_ps(y.v, hi.v, _CMP_GT_OQ));
