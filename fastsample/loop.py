@@ -132,12 +132,12 @@ def sample(
         plan = plan.with_denoised()
 
     key = None if noise is not None else _keys(seed, sample_ids, len(state), state.device)
-    with _mode(grad):
+    with torch.set_grad_enabled(grad):  # what is made here outlives the run: ordinary tensors
         run = PlanRun(plan, state, start=kind, key=key, noise=noise, input_dtype=network.dtype, grad=grad)
         predict = _predictor(network, run.guided, cond, uncond, state)
         states = _Recorder(run, plan.path.steps, grad) if return_trajectory else None
         hooks = [hook for hook in (states, callback and _caller(run, callback)) if hook is not None]
-        with _Bar(progress, run.calls, plan.solver) as advance:
+        with _Bar(progress, run.calls, plan.solver) as advance, torch.inference_mode(not grad):
             drive(run, predict, [*hooks, *advance])
         if check:
             check_finite(run.state)
@@ -183,10 +183,6 @@ def check_finite(x: Tensor) -> None:
             "the samples are not finite: the network returned NaN or infinity; check its weights, its dtype, "
             "and that prediction and time are what it was trained with"
         )
-
-
-def _mode(grad: bool) -> Any:
-    return torch.enable_grad() if grad else torch.inference_mode()
 
 
 def _state(x: Any, network: Network, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:

@@ -21,7 +21,7 @@ from .bank import Bank
 from .plan import STARTS
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .plan import Call, Plan
 
 Output = Tensor | tuple[Tensor, Tensor]
 Asks = Generator[tuple[Tensor, Tensor], Output, None]
@@ -107,7 +107,8 @@ class PlanRun:
         self.plan, self.grad, self.calls = plan, grad, len(plan.calls)
         self.guided = any(-2 in call.terms for call in plan.calls)
         self._key, self._noise = key, None if noise is None else _by_number(noise)
-        self._device = plan.to(x.device)
+        with torch.inference_mode(False):  # kept by the plan for later runs, which may want gradients
+            self._device = plan.to(x.device)
         bank = Bank(plan, x, input_dtype)
         self._slots = bank.tensors
         self._dtypes = [slot.dtype for slot in bank.tensors]
@@ -163,10 +164,16 @@ class PlanRun:
             pair = told if self.guided else (told, told)
             terms = [slots[j] if j >= 0 else pair[-1 - j] for j in call.terms]
             key, noise = self._noises(self.plan.table[i])
-            dtypes = [self._dtypes[j] for j in call.outputs]
-            made = apply(terms, self._device.table, self._device.steps[i], key, noise, len(dtypes), dtypes)
+            made = apply(
+                terms, self._device.table, self._device.steps[i], key, noise, len(call.outputs), self._casts(terms, call)
+            )
             for j, value in zip(call.outputs, made, strict=True):
                 slots[j] = value
+
+    def _casts(self, terms: list[Tensor], call: Call) -> list[torch.dtype]:
+        """Dtypes of the outputs of a call for the functional update; none if all are that of the first term."""
+        dtypes = [self._dtypes[j] for j in call.outputs]
+        return [] if all(dtype == terms[0].dtype for dtype in dtypes) else dtypes
 
     def _begin(self, x: Tensor, start: str) -> None:
         outputs = self.plan.prologue.outputs
@@ -174,7 +181,7 @@ class PlanRun:
         key, noise = self._noises(self.plan.starts[row_number])
         table, step = self._device.starts, self._device.steps[row_number]
         if self.grad:
-            dtypes = [self._dtypes[j] for j in outputs]
+            dtypes = self._casts([x], self.plan.prologue)
             made = torch.ops.fastsample.update([x], table, step, key, noise, len(outputs), dtypes)
             for j, value in zip(outputs, made, strict=True):
                 self._slots[j] = value

@@ -93,8 +93,8 @@ def test_dtypes(dtype):
     for name in ("eps", "x0", "v", "score"):
         got, want = getattr(m, name)(x, 0.8, 0.6), getattr(m, name)(x.double(), 0.8, 0.6)
         assert got.dtype == dtype
-        # responsibilities err by the error of a log-density of size ~100: 100 * 2^-23
-        bound = 100 * 2.0**-23 * (1 + want.abs()) * 4 + torch.finfo(dtype).eps * want.abs()
+        # the responsibilities err by that of a log-density of size ~100, the means they weigh have size ~4
+        bound = 100 * 2.0**-23 * 4 * (1 + want.abs()) + torch.finfo(dtype).eps * want.abs()
         assert bool(((got.double() - want).abs() <= bound).all())
 
 

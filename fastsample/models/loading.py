@@ -22,8 +22,8 @@ def load_model(name: str, device: torch.device | str = "cpu", prediction: str | 
 
     Args:
         name: ``"digits"`` (the shipped network of handwritten digits), ``"mixture"`` (the exact network of eight
-            Gaussians on a circle), or ``"path.py:factory"`` / ``"package.module:factory"``: a function without arguments
-            that returns anything `as_network` takes.
+            Gaussians on a circle), or ``"path.py:factory"`` / ``"package.module:factory"``: a function that takes
+            nothing and returns anything that `as_network` takes.
         device: where a module is moved to.
         prediction: what the network predicts, if it does not say so itself.
 

@@ -118,7 +118,7 @@ class GaussianMixture:
         flat, a, s = self._flatten(x, alpha, sigma)
         means, spread, _ = self._constants(flat)
         variance = a**2 * spread**2 + s**2
-        share = self.responsibilities(x, alpha, sigma).to(flat.dtype) / variance
+        share = self._log_joint(flat, a, s).softmax(1) / variance
         value = a * (share @ means) - share.sum(1, keepdim=True) * flat
         return value.reshape(x.shape).to(x.dtype)
 
@@ -189,7 +189,8 @@ class GaussianMixture:
         where = (like.device, like.dtype)
         if where not in self._ready:
             parts = (self._means, self._std, self._weights.log())
-            self._ready[where] = tuple(part.to(*where) for part in parts)  # type: ignore[assignment]
+            with torch.inference_mode(False):  # kept for later calls, which may want gradients
+                self._ready[where] = tuple(part.to(*where) for part in parts)  # type: ignore[assignment]
         return self._ready[where]
 
     def _flatten(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor, Tensor]:
