@@ -84,12 +84,6 @@ FS_HD uint16_t to_bfloat(float x) {
 #endif
 }
 
-FS_HD uint32_t double_word(double x, int word) {
-  uint64_t u;
-  std::memcpy(&u, &x, 8);
-  return static_cast<uint32_t>(word ? u >> 32 : u);
-}
-
 FS_HD double double_of(uint32_t lo, uint32_t hi) {
   const uint64_t u = static_cast<uint64_t>(hi) << 32 | lo;
   double x;
@@ -113,22 +107,41 @@ FS_HD S get(const Words& words, DType type, int at) {
   return S(from_half(static_cast<uint16_t>(at & 1 ? pair >> 16 : pair)));
 }
 
-template <class S>
-FS_HD void put(Words& words, DType type, int at, S x) {
-  if constexpr (sizeof(S) == 8)
-    if (type == DType::kF64) {
-      words.w[2 * at & 3] = double_word(x, 0);
-      words.w[(2 * at + 1) & 3] = double_word(x, 1);
-      return;
-    }
-  if (type == DType::kF32) {
-    words.w[at & 3] = bits_of(static_cast<float>(x));
-    return;
+FS_HD uint32_t to_pair(DType type, float a, float b) {
+#if defined(__CUDA_ARCH__)
+  uint32_t pair;
+  if (type == DType::kBF16) {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+    std::memcpy(&pair, &v, 4);
+  } else {
+    const __half2 v = __floats2half2_rn(a, b);
+    std::memcpy(&pair, &v, 4);
   }
-  const float f = static_cast<float>(x);
-  const uint32_t half = type == DType::kBF16 ? to_bfloat(f) : to_half(f);
-  uint32_t& pair = words.w[at >> 1 & 3];
-  pair = at & 1 ? pair | half << 16 : half;  // lanes are put in order: an even one clears its word
+  return pair;
+#else
+  return type == DType::kBF16 ? to_bfloat(a) | static_cast<uint32_t>(to_bfloat(b)) << 16
+                              : to_half(a) | static_cast<uint32_t>(to_half(b)) << 16;
+#endif
+}
+
+// kL elements from element `at` of the words on; `at` is even.
+template <class S, int kL>
+FS_HD void put(Words& words, DType type, int at, const S (&x)[kL]) {
+  FS_UNROLL
+  for (int i = 0; i < kL; ++i) {
+    if (type == DType::kF32) {
+      words.w[(at + i) & 3] = bits_of(static_cast<float>(x[i]));
+    } else if (sizeof(S) == 8 && type == DType::kF64) {
+      uint64_t u;
+      const double wide = x[i];
+      std::memcpy(&u, &wide, 8);
+      words.w[2 * (at + i) & 3] = static_cast<uint32_t>(u);
+      words.w[(2 * (at + i) + 1) & 3] = static_cast<uint32_t>(u >> 32);
+    } else if (i % 2 == 0) {
+      words.w[(at + i) >> 1 & 3] =
+          to_pair(type, static_cast<float>(x[i]), static_cast<float>(x[i + 1 < kL ? i + 1 : i]));
+    }
+  }
 }
 
 // kCount elements of a tensor at element offset `at`.

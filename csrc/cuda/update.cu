@@ -12,9 +12,9 @@ namespace fs {
 namespace gpu {
 namespace {
 
-// 8 blocks of 128 threads: at most 64 registers.
+// 8 blocks of 128 threads: at most 64 registers; 128 for float64, whose normals call log, cos and sin.
 template <class S, class T, int kK, int kO, Noise kNoise, bool kVector>
-__global__ void __launch_bounds__(kBlock, 8)
+__global__ void __launch_bounds__(kBlock, sizeof(S) == 8 ? 4 : 8)
     update_kernel(const __grid_constant__ UpdateArgs args, const __grid_constant__ Layout layout) {
   extern __shared__ __align__(16) char shared[];
   Staged<S>* rows = reinterpret_cast<Staged<S>*>(shared);
@@ -25,18 +25,21 @@ __global__ void __launch_bounds__(kBlock, 8)
 
 using Kernel = void (*)(UpdateArgs, Layout);
 
-template <class S, class T, int kK, int kO>
-constexpr Kernel kByNoise[] = {
-    update_kernel<S, T, kK, kO, kNone, true>,
-    update_kernel<S, T, kK, kO, kKeyed, true>,
-    update_kernel<S, T, kK, kO, kGiven, true>,
-};
+// Without and with keyed noise.
+template <class T, int kK, int kO>
+constexpr Kernel kByNoise[] = {update_kernel<float, T, kK, kO, kNone, true>,
+                               update_kernel<float, T, kK, kO, kKeyed, true>};
 
-template <class T>
-Kernel by_counts(const UpdateArgs& a, Noise noise) {
-  const bool few = a.n_terms <= 4, one = a.n_outs == 1;
-  return few ? (one ? kByNoise<float, T, 4, 1> : kByNoise<float, T, 4, kOutputs>)[noise]
-             : (one ? kByNoise<float, T, kTerms, 1> : kByNoise<float, T, kTerms, kOutputs>)[noise];
+// One dtype, at most 4 terms and 2 outputs: 16-byte accesses. What is more goes through Mixed, 4 elements at a time,
+// which keeps the 64 registers.
+template <DType kType>
+Kernel narrow_kernel(const UpdateArgs& a) {
+  return (a.n_outs == 1 ? kByNoise<All<kType>, kAtOnce, 1> : kByNoise<All<kType>, kAtOnce, 2>)[a.key != nullptr];
+}
+
+Kernel mixed_kernel(const UpdateArgs& a) {
+  return (a.n_terms <= kAtOnce ? kByNoise<Mixed, kAtOnce, kOutputs> : kByNoise<Mixed, kTerms, kOutputs>)[a.key !=
+      nullptr];
 }
 
 template <class Visit>
@@ -53,26 +56,24 @@ struct Choice {
 };
 
 Choice choose(const UpdateArgs& a) {
-  const Noise noise = a.key != nullptr ? kKeyed : a.n_noises > 0 ? kGiven : kNone;
   const DType type = a.outs[0].dtype;
+  const bool given = a.key == nullptr && a.n_noises > 0;
   bool same = true, doubles = false;
   each_operand(a, [&](const Operand& o) { same &= o.dtype == type, doubles |= o.dtype == DType::kF64; });
+  const bool mixed = !same || given || a.n_terms > kAtOnce || a.n_outs > 2;
   const int chunk = a.wide ? Chunk<double>::kSize : Chunk<float>::kSize;
-  const int elements = same && size_of(type) == 2 ? 8 : chunk;
-  bool whole = a.unit && a.numel % elements == 0 && (a.wide || !doubles);
+  const int elements = mixed || size_of(type) > 2 ? chunk : 8;
+  bool whole = a.unit && a.numel % elements == 0 && !doubles;
   each_operand(a, [&](const Operand& o) {
-    const int64_t bytes = elements * size_of(o.dtype);
-    whole &= reinterpret_cast<uintptr_t>(o.data) % bytes == 0 && o.batch_stride % elements == 0;
+    whole &= reinterpret_cast<uintptr_t>(o.data) % (elements * size_of(o.dtype)) == 0 && o.batch_stride % elements == 0;
   });
-  if (!whole)
-    return {a.wide ? update_kernel<double, Mixed, kTerms, kOutputs, kKeyed, false>
-                   : update_kernel<float, Mixed, kTerms, kOutputs, kKeyed, false>,
-            chunk};
-  if (a.wide) return {kByNoise<double, Mixed, kTerms, kOutputs>[noise], elements};
-  if (!same) return {by_counts<Mixed>(a, noise), elements};
-  if (type == DType::kF32) return {by_counts<All<DType::kF32>>(a, noise), elements};
-  if (type == DType::kF16) return {by_counts<All<DType::kF16>>(a, noise), elements};
-  return {by_counts<All<DType::kBF16>>(a, noise), elements};
+  if (!whole && a.wide) return {update_kernel<double, Mixed, kTerms, kOutputs, kKeyed, false>, chunk};
+  if (!whole) return {update_kernel<float, Mixed, kTerms, kOutputs, kKeyed, false>, chunk};
+  if (given) return {update_kernel<float, Mixed, kTerms, kOutputs, kGiven, true>, elements};
+  if (mixed) return {mixed_kernel(a), elements};
+  if (type == DType::kF32) return {narrow_kernel<DType::kF32>(a), elements};
+  if (type == DType::kF16) return {narrow_kernel<DType::kF16>(a), elements};
+  return {narrow_kernel<DType::kBF16>(a), elements};
 }
 
 void check(cudaError_t error, const char* doing) {

@@ -7,7 +7,24 @@
 namespace fs::gpu {
 
 constexpr int kBlock = 128;
+constexpr int kAtOnce = 4;               // terms whose loads are in flight together: 16 registers
 constexpr int kStagedBytes = 48 * 1024;  // shared memory that a block has without asking
+
+#if defined(__CUDACC__)
+#define FS_ROLLED _Pragma("unroll 1")
+#else
+#define FS_ROLLED
+#endif
+
+// Keeps the compiler from computing what depends on x, or loading from memory, before this point: hoisted out of a
+// loop, the addresses and weights of all operands would cost more registers than there are.
+FS_HD void pin(int64_t& x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(x)::"memory");
+#else
+  (void)x;
+#endif
+}
 
 enum Noise { kNone, kKeyed, kGiven };
 
@@ -74,11 +91,20 @@ FS_HD Four<S> four(const Staged<S>& staged, int group) {
   return w;
 }
 
-// kL elements of kO outputs. x(j, lanes) fetches term j, xi(r, lanes) noise r; neither is asked for if it has no
-// weight. The order is that of predict() and combine() in core/row.h, with D and all outputs in one pass over the
-// terms.
-template <class S, int kL, int kK, int kO, int kR, class X, class Xi>
-FS_HD void combine_all(const Staged<S>& staged, uint32_t mask, X x, Xi xi, S (&acc)[kO][kL]) {
+// What a row asks for: core's needs(), and whether D has a limit.
+constexpr uint32_t kNeedsD = 1u << 8, kNeedsNoise = 1u << 9, kLimited = 1u << 11;
+
+template <class S, int kK, int kO, int kR>
+FS_HD uint32_t mask_of(const Staged<S>& staged) {
+  const S* row = staged.row.v;
+  return needs<S>(row, kK, kO, kR) | (row[kLo] > S(-INFINITY) || row[kHi] < S(INFINITY) ? kLimited : 0u);
+}
+
+// The part without noise: kL elements of kO outputs. fetch(j) is called before terms j..j+3, x(j, lanes) gives term j;
+// what has no weight is not asked for. The order is that of predict() and combine() in core/row.h, with D and all
+// outputs in one pass over the terms.
+template <class S, int kL, int kK, int kO, class Fetch, class X>
+FS_HD void combine_terms(const Staged<S>& staged, uint32_t mask, Fetch fetch, X x, S (&acc)[kO][kL]) {
   S d[kL];
   FS_UNROLL
   for (int i = 0; i < kL; ++i) {
@@ -88,6 +114,7 @@ FS_HD void combine_all(const Staged<S>& staged, uint32_t mask, X x, Xi xi, S (&a
   }
   FS_UNROLL
   for (int j = 0; j < kK; ++j) {
+    if (j % kAtOnce == 0) fetch(j);
     if (!(mask >> j & 1)) continue;
     S lanes[kL];
     x(j, lanes);
@@ -96,25 +123,23 @@ FS_HD void combine_all(const Staged<S>& staged, uint32_t mask, X x, Xi xi, S (&a
     FS_UNROLL
     for (int k = 0; k < kO; ++k) accumulate<S, S, kL>(w.v[1 + k], lanes, acc[k]);
   }
-  if (mask >> 8 & 1) {
-    const Four<S> w = four(staged, 8);
+  if (!(mask & kNeedsD)) return;
+  const Four<S> w = four(staged, 8);
+  if (mask & kLimited) {
     const S hi = staged.row.v[kHi];
     FS_UNROLL
     for (int i = 0; i < kL; ++i) d[i] = clamp(d[i], w.v[0], hi);
-    FS_UNROLL
-    for (int k = 0; k < kO; ++k) accumulate<S, S, kL>(w.v[1 + k], d, acc[k]);
   }
-#if defined(__CUDACC__)
-#pragma unroll 1  // one copy of Philox
-#endif
-  for (int r = 0; r < kR; ++r) {
-    if (!(mask >> (9 + r) & 1)) continue;
-    S lanes[kL];
-    xi(r, lanes);
-    const Four<S> w = four(staged, 9 + r);
-    FS_UNROLL
-    for (int k = 0; k < kO; ++k) accumulate<S, S, kL>(w.v[1 + k], lanes, acc[k]);
-  }
+  FS_UNROLL
+  for (int k = 0; k < kO; ++k) accumulate<S, S, kL>(w.v[1 + k], d, acc[k]);
+}
+
+// Adds noise r of a group of lanes.
+template <class S, int kL, int kO>
+FS_HD void add_noise(const Staged<S>& staged, int r, const S (&lanes)[kL], S (&acc)[kO][kL]) {
+  const Four<S> w = four(staged, 9 + r);
+  FS_UNROLL
+  for (int k = 0; k < kO; ++k) accumulate<S, S, kL>(w.v[1 + k], lanes, acc[k]);
 }
 
 // Storage of an instantiation: one dtype for all tensors, or each operand's own.
@@ -133,53 +158,66 @@ struct All {
 template <class S, class T>
 constexpr int kPieceOf = T::kPiece ? T::kPiece : Chunk<S>::kSize;
 
-// The vector path: unit strides, aligned, whole pieces. All loads are issued before the first is used.
+// The vector path: unit strides, aligned, whole pieces. The loads of four terms are issued before the first is used.
 template <class S, class T, int kK, int kO, Noise kNoise>
 FS_HD void update_vector(const UpdateArgs& a, const Staged<S>& staged, uint32_t mask, int64_t sample, int64_t piece) {
   constexpr int kE = kPieceOf<S, T>, kL = Chunk<S>::kSize, kR = kNoise == kNone ? 0 : kNoises;
-  Words terms[kK], given[kNoises];
-  FS_UNROLL
-  for (int j = 0; j < kK; ++j)
-    if (mask >> j & 1)
-      load<S, kE>(a.terms[j].data, T::of(a.terms[j]), sample * a.terms[j].batch_stride + piece * kE, terms[j]);
+  static_assert(kK == kAtOnce || kE == kL, "terms are fetched once, for all chunks of the piece");
+  pin(sample);
   uint64_t seed = 0, counter = 0;
-  if constexpr (kNoise == kGiven) {
-    FS_UNROLL
-    for (int r = 0; r < kNoises; ++r)
-      if (mask >> (9 + r) & 1)
-        load<S, kE>(a.noise[r].data, T::of(a.noise[r]), sample * a.noise[r].batch_stride + piece * kE, given[r]);
-  }
   if constexpr (kNoise == kKeyed) {
     seed = a.key[2 * sample];
     counter = a.key[2 * sample + 1] + static_cast<uint64_t>(piece * (kE / kL));
   }
-  Words outs[kO];
+  Words terms[kAtOnce];
+  S acc[kE / kL][kO][kL];
   FS_UNROLL
   for (int g = 0; g < kE / kL; ++g) {
-    const auto x = [&](int j, S(&lanes)[kL]) {
+    const auto fetch = [&](int first) {
+      if (g > 0) return;
       FS_UNROLL
-      for (int i = 0; i < kL; ++i) lanes[i] = get<S, kE>(terms[j], T::of(a.terms[j]), g * kL + i);
-    };
-    const auto xi = [&](int r, S(&lanes)[kL]) {
-      if constexpr (kNoise == kKeyed) normals_at(seed, counter + g + staged.skip[r], lanes);
-      if constexpr (kNoise == kGiven) {
-        const Words words = r == 0 ? given[0] : given[1];
-        FS_UNROLL
-        for (int i = 0; i < kL; ++i) lanes[i] = get<S, kE>(words, T::of(a.noise[r]), g * kL + i);
+      for (int j = 0; j < kAtOnce; ++j) {
+        const Operand& term = a.terms[first + j];
+        if (mask >> (first + j) & 1)
+          load<S, kE>(term.data, T::of(term), sample * term.batch_stride + piece * kE, terms[j]);
       }
     };
-    S acc[kO][kL];
-    combine_all<S, kL, kK, kO, kR>(staged, mask, x, xi, acc);
-    FS_UNROLL
-    for (int k = 0; k < kO; ++k) {
+    const auto x = [&](int j, S(&lanes)[kL]) {
       FS_UNROLL
-      for (int i = 0; i < kL; ++i) put<S>(outs[k], T::of(a.outs[k]), g * kL + i, acc[k][i]);
+      for (int i = 0; i < kL; ++i) lanes[i] = get<S, kE>(terms[j % kAtOnce], T::of(a.terms[j]), g * kL + i);
+    };
+    combine_terms<S, kL, kK, kO>(staged, mask, fetch, x, acc[g]);
+  }
+  FS_ROLLED  // one copy of Philox
+      for (int r = 0; r < kR; ++r) {
+    if (!(mask & kNeedsNoise << r)) continue;
+    Words words;
+    if constexpr (kNoise == kGiven)
+      load<S, kE>(a.noise[r].data, T::of(a.noise[r]), sample * a.noise[r].batch_stride + piece * kE, words);
+    FS_UNROLL
+    for (int g = 0; g < kE / kL; ++g) {
+      S xi[kL];
+      if constexpr (kNoise == kKeyed) {
+        int64_t at = static_cast<int64_t>(counter + g + staged.skip[r]);
+        pin(at);  // one chunk after the other: two at once do not fit the registers
+        normals_at(seed, static_cast<uint64_t>(at), xi);
+      }
+      if constexpr (kNoise == kGiven) {
+        FS_UNROLL
+        for (int i = 0; i < kL; ++i) xi[i] = get<S, kE>(words, T::of(a.noise[r]), g * kL + i);
+      }
+      add_noise<S, kL, kO>(staged, r, xi, acc[g]);
     }
   }
   FS_UNROLL
-  for (int k = 0; k < kO; ++k)
-    if (k < a.n_outs)
-      store<S, kE>(a.outs[k].data, T::of(a.outs[k]), sample * a.outs[k].batch_stride + piece * kE, outs[k]);
+  for (int k = 0; k < kO; ++k) {
+    const Operand& out = a.outs[k];
+    if (k >= a.n_outs) continue;
+    Words words;
+    FS_UNROLL
+    for (int g = 0; g < kE / kL; ++g) put<S, kL>(words, T::of(out), g * kL, acc[g][k]);
+    store<S, kE>(out.data, T::of(out), sample * out.batch_stride + piece * kE, words);
+  }
 }
 
 // Where a logical element of a sample lies in an operand.
@@ -216,48 +254,56 @@ FS_HD int64_t offset_in(const Operand& o, const Place& p, int ndim, int64_t samp
   return at;
 }
 
-// The general path: any strides, any length; a piece is one chunk, element after element.
-template <class S, class T, int kK, int kO, Noise kNoise>
+// The general path: any strides, any length, any dtypes; a piece is one chunk, element after element.
+template <class S, int kK, int kO>
 FS_HD void update_strided(const UpdateArgs& a, const Staged<S>& staged, uint32_t mask, int64_t sample, int64_t piece) {
   constexpr int kC = Chunk<S>::kSize;
   S z[kNoises][kC] = {};
-  if (a.key != nullptr) {
-    FS_UNROLL
-    for (int r = 0; r < kNoises; ++r)
-      if (mask >> (9 + r) & 1)
-        normals_at(a.key[2 * sample], a.key[2 * sample + 1] + staged.skip[r] + static_cast<uint64_t>(piece), z[r]);
-  }
-#if defined(__CUDACC__)
-#pragma unroll 1
-#endif
+  FS_UNROLL
+  for (int r = 0; r < kNoises; ++r)
+    if (a.key != nullptr && (mask & kNeedsNoise << r))
+      normals_at(a.key[2 * sample], a.key[2 * sample + 1] + staged.skip[r] + static_cast<uint64_t>(piece), z[r]);
+  FS_ROLLED
   for (int e = 0; e < kC; ++e) {
     if (piece * kC + e >= a.numel) return;
+    pin(sample);
     const Place place = place_of(a, piece * kC + e);
-    Words terms[kK], given[kNoises];
-    FS_UNROLL
-    for (int j = 0; j < kK; ++j)
-      if (mask >> j & 1)
-        load<S, 1>(a.terms[j].data, T::of(a.terms[j]), offset_in(a.terms[j], place, a.ndim, sample), terms[j]);
-    FS_UNROLL
-    for (int r = 0; r < kNoises; ++r)
-      if (a.key == nullptr && (mask >> (9 + r) & 1))
-        load<S, 1>(a.noise[r].data, T::of(a.noise[r]), offset_in(a.noise[r], place, a.ndim, sample), given[r]);
-    const auto x = [&](int j, S(&lanes)[1]) { lanes[0] = get<S, 1>(terms[j], T::of(a.terms[j]), 0); };
-    const auto xi = [&](int r, S(&lanes)[1]) {
-      lanes[0] = r == 0 ? z[0][0] : z[1][0];
+    Words terms[kAtOnce];
+    const auto fetch = [&](int first) {
       FS_UNROLL
-      for (int i = 1; i < kC; ++i)
-        if (e == i) lanes[0] = r == 0 ? z[0][i] : z[1][i];
-      if (a.key == nullptr) lanes[0] = get<S, 1>(r == 0 ? given[0] : given[1], T::of(a.noise[r]), 0);
+      for (int j = 0; j < kAtOnce; ++j) {
+        const Operand& term = a.terms[first + j];
+        if (mask >> (first + j) & 1)
+          load<S, 1>(term.data, term.dtype, offset_in(term, place, a.ndim, sample), terms[j]);
+      }
     };
+    const auto x = [&](int j, S(&lanes)[1]) { lanes[0] = get<S, 1>(terms[j % kAtOnce], a.terms[j].dtype, 0); };
     S acc[kO][1];
-    combine_all<S, 1, kK, kO, kNoises>(staged, mask, x, xi, acc);
+    combine_terms<S, 1, kK, kO>(staged, mask, fetch, x, acc);
+    FS_ROLLED
+    for (int r = 0; r < kNoises; ++r) {
+      if (!(mask & kNeedsNoise << r)) continue;
+      S xi[1] = {r == 0 ? z[0][0] : z[1][0]};
+      if (a.key == nullptr) {
+        const Operand& noise = a.noise[r];
+        Words words;
+        load<S, 1>(noise.data, noise.dtype, offset_in(noise, place, a.ndim, sample), words);
+        xi[0] = get<S, 1>(words, noise.dtype, 0);
+      }
+      add_noise<S, 1, kO>(staged, r, xi, acc);
+    }
     FS_UNROLL
     for (int k = 0; k < kO; ++k) {
+      const Operand& out = a.outs[k];
       if (k >= a.n_outs) continue;
-      Words out;
-      put<S>(out, T::of(a.outs[k]), 0, acc[k][0]);
-      store<S, 1>(a.outs[k].data, T::of(a.outs[k]), offset_in(a.outs[k], place, a.ndim, sample), out);
+      Words words;
+      put<S, 1>(words, out.dtype, 0, acc[k]);
+      store<S, 1>(out.data, out.dtype, offset_in(out, place, a.ndim, sample), words);
+    }
+    FS_UNROLL
+    for (int r = 0; r < kNoises; ++r) {  // the next normal moves to the front
+      FS_UNROLL
+      for (int i = 0; i + 1 < kC; ++i) z[r][i] = z[r][i + 1];
     }
   }
 }
@@ -271,12 +317,12 @@ FS_HD void update_thread(const UpdateArgs& a, const Layout& l, const Staged<S>* 
   const int64_t sample = group * l.samples + local;
   if (local >= l.samples || sample >= a.batch) return;
   const Staged<S>& staged = rows[l.rows == 1 ? 0 : local];
-  const uint32_t mask = needs<S>(staged.row.v, kK, kO, !kVector || kNoise != kNone ? kNoises : 0);
+  const uint32_t mask = mask_of<S, kK, kO, kNoise == kNone ? 0 : kNoises>(staged);
   for (int64_t piece = tile * kBlock + (thread - local * width); piece < l.pieces; piece += l.tiles * kBlock) {
     if constexpr (kVector)
       update_vector<S, T, kK, kO, kNoise>(a, staged, mask, sample, piece);
     else
-      update_strided<S, T, kK, kO, kNoise>(a, staged, mask, sample, piece);
+      update_strided<S, kK, kO>(a, staged, mask, sample, piece);
   }
 }
 
