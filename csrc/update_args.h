@@ -25,17 +25,17 @@ struct UpdateArgs {
   Operand noise[kNoises];  // explicit noise tensors, used when key is null
   Operand outs[kOutputs];
   int32_t n_terms, n_outs, n_noises;
-  bool wide;               // compute in float64
-  bool unit;               // ndim == 1 and every stride is 1
-  bool per_sample_step;    // step has `batch` entries, else one
-  int32_t ndim;            // collapsed dimensions of a sample, outermost first; always >= 1
-  int64_t size[kDims];     // their sizes; product is numel
-  int64_t batch, numel;    // samples, elements of a sample; both may be folded when nothing depends on the sample
-  int64_t chunks;          // counters that one draw of a sample takes: ceil(numel / normals per counter)
-  const double* table;     // (rows, 48)
+  bool wide;             // compute in float64
+  bool unit;             // ndim == 1 and every stride is 1
+  bool per_sample_step;  // step has `batch` entries, else one
+  int32_t ndim;          // collapsed dimensions of a sample, outermost first; always >= 1
+  int64_t size[kDims];   // their sizes; product is numel
+  int64_t batch, numel;  // samples, elements of a sample; both may be folded when nothing depends on the sample
+  int64_t chunks;        // counters that one draw of a sample takes: ceil(numel / normals per counter)
+  const double* table;   // (rows, 48)
   int64_t rows;
   const int64_t* step;
-  const uint64_t* key;     // (batch, 2): seed, offset; null without keyed noise
+  const uint64_t* key;  // (batch, 2): seed, offset; null without keyed noise
 };
 
 }  // namespace fs

@@ -31,7 +31,9 @@ def lawson(x: Array, y: Array, weight: Array, powers: list[int]) -> Array:
     return best
 
 
-def fit32(f: Callable[[Array], Array], weight: Callable[[Array], Array], lo: float, hi: float, terms: int) -> list[float]:
+def fit32(
+    f: Callable[[Array], Array], weight: Callable[[Array], Array], lo: float, hi: float, terms: int
+) -> list[float]:
     """Float32 coefficients (lowest power first) of a polynomial with ``terms`` terms on [lo, hi]."""
     x = 0.5 * (lo + hi) - 0.5 * (hi - lo) * np.cos(np.linspace(0, np.pi, 4001))
     x = x[np.abs(x) > 1e-3 * (hi - lo)]
