@@ -1,4 +1,4 @@
-"""A plan: the rows of one run, the memory they use and what the network is told.  Immutable and equal on every backend."""
+"""A plan: the rows of one run, the memory they use, what the network is told.  Immutable, equal on every backend."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ class Plan:
         """
         if kind not in STARTS:
             raise ValueError(f"start: got {kind!r}, allowed are {', '.join(STARTS)}")
-        return self.starts[STARTS.index(kind)]
+        start: Array = self.starts[STARTS.index(kind)]
+        return start
 
     def with_denoised(self) -> Plan:
         """The same plan with a slot ``"x0"`` that every call fills with its x0_hat (after clipping)."""
@@ -295,13 +296,15 @@ def _sparse(table: Array) -> list[dict[str, float | str]]:
     rows = []
     for values in table:
         columns = np.flatnonzero(values != blank).tolist()
-        rows.append({str(c): v if abs(v) < np.inf else str(v) for c, v in zip(columns, values[columns].tolist())})
+        rows.append(
+            {str(c): v if abs(v) < np.inf else str(v) for c, v in zip(columns, values[columns].tolist(), strict=True)}
+        )
     return rows
 
 
 def _dense(rows: Sequence[Mapping[str, float | str]]) -> Array:
     table = row.blank(len(rows))
-    for values, entries in zip(table, rows):
+    for values, entries in zip(table, rows, strict=True):
         for column, value in entries.items():
             values[int(column)] = float(value)
     return table
@@ -330,7 +333,7 @@ def _check(plan: Plan) -> None:
         raise ValueError(f"step_of: must rise within 0..{plan.path.steps}, got {plan.step_of}")
     for start in plan.starts:
         _check_call(plan, "prologue", plan.prologue, start, 0)
-    for i, (call, values) in enumerate(zip(plan.calls, plan.table)):
+    for i, (call, values) in enumerate(zip(plan.calls, plan.table, strict=True)):
         _check_call(plan, f"call {i}", call, values, UNCOND)
 
 

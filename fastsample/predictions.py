@@ -59,7 +59,7 @@ def to_x0(
         scale = kappa * (alpha * alpha + sigma * sigma)
         return kappa * alpha / scale, -sigma / scale
     if prediction == "flow":
-        alpha_dot, sigma_dot, wronskian = _flow(alpha, sigma, kappa, rates)
+        _, sigma_dot, wronskian = _flow(alpha, sigma, kappa, rates)
         return sigma_dot / wronskian, -sigma / wronskian
     if prediction == "edm":
         skip, out = _edm(alpha, sigma, sigma_data)
@@ -88,7 +88,7 @@ def to_eps(
         scale = kappa * (alpha * alpha + sigma * sigma)
         return kappa * sigma / scale, alpha / scale
     if prediction == "flow":
-        alpha_dot, sigma_dot, wronskian = _flow(alpha, sigma, kappa, rates)
+        alpha_dot, _, wronskian = _flow(alpha, sigma, kappa, rates)
         return -alpha_dot / wronskian, alpha / wronskian
     if prediction not in ("x0", "edm"):
         raise ValueError(f"prediction: got {prediction!r}, allowed are {', '.join(PREDICTIONS)}")

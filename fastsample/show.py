@@ -23,7 +23,7 @@ def show_plan(plan: Plan) -> str:
         f"slots {', '.join(s.name for s in plan.slots)}; {plan.draws} draws; hash {plan.hash}",
         f"{'call':>4} {'t':>11} {'alpha':>9} {'sigma':>9}  row",
     ]
-    for i, (call, values) in enumerate(zip(plan.calls, plan.table)):
+    for i, (call, values) in enumerate(zip(plan.calls, plan.table, strict=True)):
         level = plan.path[plan.step_of[i]]
         lines.append(
             f"{i:>4} {plan.t[i]:>11.6g} {level.alpha:>9.6f} {level.sigma:>9.6g}  {show_row(plan, call, values)}"

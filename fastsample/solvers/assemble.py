@@ -1,9 +1,9 @@
-"""From abstract steps to the slots, calls and rows of a plan: the only place that knows networks, guidance and memory."""
+"""From abstract steps to the slots, calls and rows of a plan: all that knows networks, guidance and memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,16 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class _Output:
+    """What a row writes to a slot: ``factor`` times a combination; ``moves``: it is x, with history and noise."""
+
+    slot: int
+    combo: Linear
+    factor: float = 1.0
+    moves: bool = False
+
+
+@dataclass(frozen=True)
 class _Network:
     """How raw outputs become x0_hat and eps_hat."""
 
@@ -47,9 +57,7 @@ class _Network:
             rates = (float(self.path.rates[step.index, 0]), float(self.path.rates[step.index, 1]))
         to = predictions.to_x0 if form == "x0" else predictions.to_eps
         at = step.at
-        p, q = to(
-            self.prediction, at.alpha, at.sigma, kappa=self.kappa(at), sigma_data=self.sigma_data, rates=rates
-        )
+        p, q = to(self.prediction, at.alpha, at.sigma, kappa=self.kappa(at), sigma_data=self.sigma_data, rates=rates)
         return p, q, 0.0
 
 
@@ -68,7 +76,9 @@ def assemble(
     weights = _guidance(shared["guidance"], len(steps))
     times = _times(shared["time"], steps)
     kappas = [network.kappa(step.at) for step in steps]
-    shared = {**shared, "clip": limits, "time": shared["time"] if isinstance(shared["time"], str) else times}
+    if not isinstance(shared["time"], str):
+        shared["time"] = times
+    shared["clip"] = limits
 
     # bank: x, a ring of past D, the scaled input, the preview
     depth = max(_reach(step) for step in steps)
@@ -89,36 +99,34 @@ def assemble(
         last = i + 1 == len(steps)
         kept = any(j <= _reach(later) and later.b[j] for j, later in enumerate(steps[i + 1 :], 1))
         combos = _combine(network, step, limits, kept, bool(shared["denoised"]))
-        noise = math.hypot(step.c, 0.0 if last else steps[i + 1].lift)
-        outputs, targets = [(0, combos["x"], 1.0)], [0]
+        outputs = [_Output(0, combos["x"], moves=True)]
         if kept:
-            outputs.append((ring[i % depth], combos["D"], 0.0))
+            outputs.append(_Output(ring[i % depth], combos["D"]))
         if scaled and not last:
-            outputs.append((ask, combos["x"], kappas[i + 1]))
+            outputs.append(_Output(ask, combos["x"], kappas[i + 1], moves=True))
         if shared["denoised"]:
-            outputs.append((len(slots) - 1, combos["x0"], 0.0))
+            outputs.append(_Output(len(slots) - 1, combos["x0"]))
         if len(outputs) > row.MAX_OUTPUTS:
             raise ValueError(
                 f"denoised: a row of {solver!r} with history, scaled input and x0 preview would have {len(outputs)} "
                 f"outputs, allowed are {row.MAX_OUTPUTS}; let the network scale its own input (input_scaling='none')"
             )
-        targets = [slot for slot, _, _ in outputs]
         values = table[i]
-        cond, uncond = (1.0, None) if weights is None else (weights[i], 1.0 - weights[i])
-        _spread(values, row.p, combos["y"], depth + 1, cond, uncond)
-        for k, (_, combo, kappa) in enumerate(outputs):
-            factor = kappa or 1.0
-            _spread(values, lambda j, k=k: row.w(k, j), combo, depth + 1, cond * factor, uncond, factor)
-            values[row.w_d(k)] = factor * combo[2]
-            if kappa:  # x and its scaled copy
+        shares = (1.0,) if weights is None else (weights[i], 1.0 - weights[i])
+        inputs = (0, *range(depth + 1, len(terms)))  # columns of x and of the network's outputs
+        values[[row.p(j) for j in inputs]] = _spread(combos["y"], shares)
+        for k, output in enumerate(outputs):
+            values[[row.w(k, j) for j in inputs]] = _spread(output.combo, shares, output.factor)
+            values[row.w_d(k)] = output.factor * output.combo[2]
+            if output.moves:
                 for j in range(1, _reach(step) + 1):
-                    values[row.w(k, 1 + (i - j) % depth)] = factor * step.b[j]
-                values[row.g(k, 0)] = factor * noise
+                    values[row.w(k, 1 + (i - j) % depth)] = output.factor * step.b[j]
+                values[row.g(k, 0)] = output.factor * math.hypot(step.c, 0.0 if last else steps[i + 1].lift)
         if limits is not None:
             values[row.LO], values[row.HI] = limits
         values[row.DRAW] = 1 + i
         values[row.TIME] = 0.0 if last else times[i + 1]
-        calls.append(Call(ask, terms, tuple(targets)))
+        calls.append(Call(ask, terms, tuple(output.slot for output in outputs)))
 
     noisy = bool(table[:, [row.g(k, 0) for k in range(row.MAX_OUTPUTS)]].any())
     first = kappas[0] if scaled else None
@@ -176,19 +184,9 @@ def _combine(
     return combos
 
 
-def _spread(
-    values: Any,
-    column: Callable[[int], int],
-    combo: Linear,
-    first_output: int,
-    cond: float,
-    uncond: float | None,
-    factor: float = 1.0,
-) -> None:
-    values[column(0)] = factor * combo[0]
-    values[column(first_output)] = cond * combo[1]
-    if uncond is not None:
-        values[column(first_output + 1)] = factor * uncond * combo[1]
+def _spread(combo: Linear, shares: Sequence[float], factor: float = 1.0) -> list[float]:
+    """Weights of x and of each network output."""
+    return [factor * combo[0], *(factor * share * combo[1] for share in shares)]
 
 
 def _starts(path: Path, step: Step, kappa: float | None, init_sigma: float | None, time: float) -> Any:

@@ -1,6 +1,6 @@
 """Solvers that look at one call only: Euler, DDIM, DDIM inversion, DDPM, Euler-Maruyama.
 
-All but the last are one family: ``x' = a x + (alpha' - alpha a) x0_hat + c xi`` with ``a = sqrt(sigma'^2 - c^2)/sigma``,
+All but the last are one family, ``x' = a x + (alpha' - alpha a) x0_hat + c xi`` with ``a = sqrt(sigma'^2 - c^2)/sigma``
 which keeps the law of x at the level (alpha', sigma') whatever c is.  They differ in c alone.
 """
 
@@ -23,7 +23,9 @@ def identity(index: int, start: Level, form: str = "x0") -> Step:
     return Step(index, start, a=1.0, b=(0.0,), form=form)
 
 
-def transfer(index: int, start: Level, end: Level, c: float = 0.0, keep_raw: bool = False, s_noise: float = 1.0) -> Step:
+def transfer(
+    index: int, start: Level, end: Level, c: float = 0.0, keep_raw: bool = False, s_noise: float = 1.0
+) -> Step:
     """One step of the family; ``keep_raw`` writes it with eps_hat of before the clipping of x0_hat."""
     left = math.sqrt(max(end.sigma**2 - c * c, 0.0))
     if keep_raw:
@@ -105,10 +107,8 @@ def euler(path: Path, *, s_churn: float, s_tmin: float, s_tmax: float, s_noise: 
             up = (1.0 + gamma) * start.sigma
             lift = s_noise * start.sigma * math.sqrt(gamma * (2.0 + gamma))
             start = Level(start.alpha, up, up / start.alpha if ve else math.nan)
-        if same(start, end):
-            step = identity(i, start)
-        else:
-            step = transfer(i, start, end, end.sigma if renoise else 0.0)
+        c = end.sigma if renoise else 0.0
+        step = identity(i, start) if same(start, end) else transfer(i, start, end, c)
         steps.append(Step(i, start, step.a, step.b, step.c, lift=lift))
     return steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 from fastsample.path import SAME_LEVEL, Path, step_size
@@ -52,7 +53,7 @@ def multistep(
     lower = lower_order_final is True or n < int(lower_order_final)
     variants = {1: "exact", 2: SECOND[solver_type], 3: THIRD[third]}
     steps = []
-    for i, (start, end) in enumerate(zip(levels, levels[1:])):
+    for i, (start, end) in enumerate(pairwise(levels)):
         if same(start, end):
             steps.append(identity(i, start, form))
             continue
@@ -66,7 +67,8 @@ def multistep(
         limit = min(order, n - i) if lower else order
         if euler_at_final and i == n - 1:
             limit = 1
-        h, places = step_size(start, end), []  # (how many calls back, node); repeated or infinite nodes say nothing
+        h = step_size(start, end)
+        places: list[tuple[int, float]] = []  # (how many calls back, node); repeated or infinite nodes say nothing
         for j in range(1, min(limit, i + 1)):
             gap = lam[i - j] - lam[i]
             if math.isfinite(gap) and abs(gap) > SAME_LEVEL and all(abs(gap / h - s) > SAME_LEVEL for _, s in places):

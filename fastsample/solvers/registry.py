@@ -104,5 +104,3 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
     if not number or not low <= value <= high or value == float("inf"):
         raise ValueError(f"{name}: got {value!r}, allowed are numbers in [{low:g}, {high:g}]")
     return float(value)
-
-
