@@ -1,4 +1,4 @@
-"""``fastsample::update_`` on Triton: from tensors to a launch of the kernel, remembered per shapes, dtypes and strides."""
+"""``fastsample::update_`` on Triton: from tensors to a launch, remembered per shapes, dtypes and strides."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..ops.update import check, compute_dtype
@@ -20,12 +20,13 @@ _MAX_BATCH = 65535  # second dimension of a grid
 _REMEMBERED = 1024
 _HALVES = (torch.bfloat16, torch.float16)
 
-# Elements of the whole call -> (elements of a block, warps, blocks of a program).  A thread takes 8 elements, one
-# 16-byte access of a 16-bit type.  No autotune: its first calls would time, not compute, and break a captured graph.
+# Elements of the whole call -> (warps, blocks of a program).  A thread takes one 16-byte access of the first output in a
+# block: 8 elements of a 16-bit type, and few enough registers for float32 and float64.  No autotune: its first calls
+# would be for timing, and would break a captured graph.
 _TILES = (
-    (1 << 16, (256, 1, 1)),  # fewer elements than an H200 has lanes: as many programs as there are
-    (1 << 23, (1024, 4, 1)),
-    (math.inf, (1024, 4, 4)),  # every SM stays full, and the row is fetched once for four blocks
+    (1 << 16, (1, 1)),  # fewer elements than an H200 has lanes: as many programs as there can be
+    (1 << 23, (4, 1)),
+    (math.inf, (4, 4)),  # every SM stays full, and the row is fetched once for four blocks
 )
 
 
@@ -121,8 +122,8 @@ def describe(
     if dense:
         sizes, strides = (), []
     wide = compute_dtype([*outs, *terms]) == torch.float64
-    block, warps, rounds = tile(batch, numel)
-    block = block // 2 if wide else block
+    warps, rounds = tile(batch, numel)
+    block = 32 * warps * 16 // (8 if wide else outs[0].element_size())
     lanes = 2 if wide else 4
     n, k = len(outs), len(terms)
     return Launch(
@@ -138,8 +139,8 @@ def describe(
     )
 
 
-def tile(batch: int, numel: int) -> tuple[int, int, int]:
-    """Elements of a block, warps, and blocks of a program."""
+def tile(batch: int, numel: int) -> tuple[int, int]:
+    """Warps and blocks of a program."""
     total = min(batch * numel, numel * 64)  # small samples stay with small blocks, however many there are
     return next(config for limit, config in _TILES if total < limit)
 

@@ -1,0 +1,277 @@
+"""Compile the Triton kernel of update for NVIDIA targets without a GPU, and check the machine code.
+
+    python .ci/aot_triton.py [--quick]
+
+Points: dtype x K terms x noise, on compute capabilities 8.0, 9.0, 10.0 and 12.0, with the launch that a large dense state
+gets, and a few others (small, strided, three outputs, a step per sample).  Fails on a spill, on an access of a dense
+tensor that is not 16 bytes wide per thread, on shared memory, or if the sm_90 budget of instructions per element is exceeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from fastsample.triton import update as backend  # noqa: E402
+from fastsample.triton.kernel import update_kernel  # noqa: E402
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+CAPABILITIES = (80, 90, 100, 120)
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+LARGE, SMALL = (8, 1 << 21), (4, 4096)
+BUDGET = 72  # sm_90 instructions per element, bf16, 3 reads + 1 write, one noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    cc: int
+    dtype: torch.dtype
+    terms: int
+    noise: str  # "none", "key", "one" (key, second noise compiled out: for counting only), "tensor"
+    outs: int = 1
+    shape: tuple[int, ...] = LARGE
+    layout: str = "dense"
+    per_sample: bool = False
+
+    def name(self) -> str:
+        extra = "".join(
+            [
+                f" N={self.outs}" if self.outs > 1 else "",
+                " small" if self.shape == SMALL else "",
+                f" {self.layout}" if self.layout != "dense" else "",
+                " steps" if self.per_sample else "",
+            ]
+        )
+        return f"sm_{self.cc:<3} {SHORT[self.dtype]} K={self.terms} noise={self.noise}{extra}"
+
+
+@dataclasses.dataclass
+class Report:
+    point: Point
+    registers: int
+    executed: float  # instructions per element
+    seconds: float
+    faults: list[str]
+
+
+def arguments(point: Point) -> tuple[dict[str, Any], backend.Launch]:
+    """The arguments of the launch that ``update_`` makes for this point, by name."""
+
+    def tensor() -> torch.Tensor:
+        x = torch.empty(point.shape, dtype=point.dtype, device="meta")
+        return x if point.layout == "dense" else x[..., ::2]
+
+    outs, terms = [tensor() for _ in range(point.outs)], [tensor() for _ in range(point.terms)]
+    noise = [tensor()] if point.noise == "tensor" else []
+    key = torch.empty(point.shape[0], 2, dtype=torch.uint64, device="meta") if point.noise in ("key", "one") else None
+    step = torch.empty(point.shape[:1] if point.per_sample else (), dtype=torch.int64, device="meta")
+    table = torch.empty(4, 48, dtype=torch.float64, device="meta")
+    launch = backend.describe(outs, terms, step, key, noise)
+    values = (tuple(outs), tuple(terms), tuple(noise), table, step, key, 4, *launch.static)
+    named = dict(zip(update_kernel.arg_names, values, strict=True))
+    if point.noise == "one":
+        named["R"] = 1
+    return named, launch
+
+
+def source(named: dict[str, Any]) -> ASTSource:
+    """What Triton's own launcher would compile: integers 1 are constants, multiples of 16 are marked, pointers are aligned."""
+    constexprs: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    plain = ("table", "step", "key", "rows")  # not specialised (kernel.py)
+
+    def describe(name: str, value: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            return tuple(describe(name, v, (*path, i)) for i, v in enumerate(value))
+        if isinstance(value, torch.Tensor):
+            if name not in plain:
+                attributes[path] = [["tt.divisibility", 16]]
+            return "*" + {torch.uint64: "u64", torch.int64: "i64", **SHORT}[value.dtype]
+        if isinstance(value, int) and not isinstance(value, bool) and not params[name].is_constexpr:
+            if name not in plain and value == 1:
+                constexprs[path] = 1
+                return "constexpr"
+            if name not in plain and value % 16 == 0:
+                attributes[path] = [["tt.divisibility", 16]]
+            return "i32" if -(2**31) <= value < 2**31 else "i64"
+        constexprs[path] = value
+        return "constexpr"
+
+    params = {p.name: p for p in update_kernel.params}
+    signature = {name: describe(name, value, (i,)) for i, (name, value) in enumerate(named.items())}
+    return ASTSource(update_kernel, signature, constexprs=constexprs, attrs=attributes)
+
+
+def examine(point: Point) -> Report:
+    """Compile one point and look at what came out."""
+    begin = time.perf_counter()
+    named, launch = arguments(point)
+    options = {"num_warps": launch.warps, "enable_fp_fusion": False}
+    compiled = triton.compile(source(named), target=GPUTarget("cuda", point.cc, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        dump = subprocess.run(
+            [str(TOOLS / "cuobjdump"), "-sass", "-res-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump)
+    if match is None:
+        raise RuntimeError("cuobjdump -res-usage: no line of registers")
+    registers, stack, local = map(int, match.groups())
+    code = parse(dump)
+    faults = []
+    # The library's float64 sin and cos keep 40 bytes on the stack for huge arguments, which do not occur.
+    if stack > (40 if point.dtype == torch.float64 and named["key"] is not None else 0) or local:
+        faults.append(f"spills (stack {stack}, local {local})")
+    if point.layout == "dense":
+        if compiled.metadata.shared:
+            faults.append(f"{compiled.metadata.shared} bytes of shared memory")
+        faults += accesses(point, code, named)
+    if point.dtype == torch.bfloat16 and not any(i.op.startswith(("F2FP.BF16", "F2F.BF16")) for i in code):
+        faults.append("no rounding conversion to bfloat16")
+    per_thread = named["BLOCK"] // (32 * launch.warps)
+    executed = float("nan")
+    if point.dtype != torch.float64:  # log, sin and cos of float64 come with branches of the library
+        executed = count(code, named["ROUNDS"], 1 if point.noise in ("key", "one") else 0) / (
+            per_thread * named["ROUNDS"]
+        )
+    return Report(point, registers, executed, time.perf_counter() - begin, faults)
+
+
+@dataclasses.dataclass
+class Instruction:
+    address: int
+    predicated: bool
+    op: str
+    target: int | None  # of a branch
+
+
+def parse(sass: str) -> list[Instruction]:
+    """Instructions of a disassembly, without the padding after the end."""
+    code = []
+    for address, guard, op, rest in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", sass):
+        target = re.search(r"0x([0-9a-f]+)", rest) if op.startswith("BRA") else None
+        guarded = bool(guard) or re.search(r"\bU?P[0-9]", rest) is not None and target is not None  # BRA.U !UP0, 0x...
+        code.append(Instruction(int(address, 16), guarded, op, int(target.group(1), 16) if target else None))
+    while code and code[-1].op == "NOP":
+        code.pop()
+    return code
+
+
+def accesses(point: Point, code: list[Instruction], named: dict[str, Any]) -> list[str]:
+    """Faults of the loads and stores: all of tensors 16 bytes wide (32 on sm_100), and loads predicated on the weights."""
+    loads = [i for i in code if i.op.startswith("LDG") and "CONSTANT" not in i.op]  # those are the library's tables
+    stores = [i for i in code if i.op.startswith("STG")]
+    vector = [i for i in loads if ".128" in i.op or ".256" in i.op]
+    scalar = [i for i in loads if i not in vector and ".64" in i.op]  # row, step and key
+    reads = named["K"] + len(named["noise"])
+    faults = []
+    if len(vector) < reads or len(stores) < named["N"]:
+        faults.append(f"{len(vector)} wide loads of {reads} tensors, {len(stores)} stores of {named['N']}")
+    if len(vector) + len(scalar) != len(loads) or any(".128" not in i.op and ".256" not in i.op for i in stores):
+        faults.append(f"narrow accesses {dict(collections.Counter(i.op for i in loads + stores))}")
+    if not all(i.predicated for i in vector):
+        faults.append("a load without predicate")
+    return faults
+
+
+def count(code: list[Instruction], rounds: int, noises: int) -> float:
+    """Instructions that a thread issues in the full blocks of a row whose weights are all nonzero.
+
+    The path: every instruction, predicated ones too, in the order of the code, but (1) of the square root's two branches
+    the quick one, since the other serves arguments that are zero, subnormal or infinite, (2) ``noises`` of the noise blocks,
+    since the second is jumped over if its weights are zero.  The loop over blocks runs ``rounds`` times.
+    """
+    place = {i.address: n for n, i in enumerate(code)}
+    back = [n for n, i in enumerate(code) if i.target is not None and i.target < i.address and rounds > 1]
+    begin, end = (place[code[back[0]].target], back[0]) if back else (len(code), len(code))  # type: ignore[index]
+    n, total, made = 0, 0.0, 0
+    while n < len(code):
+        instruction = code[n]
+        total += rounds if begin <= n <= end else 1
+        if instruction.op == "EXIT" and not instruction.predicated:
+            break
+        if (
+            instruction.op.startswith("BRA")
+            and instruction.target is not None
+            and instruction.target > instruction.address
+        ):
+            skipped = code[n + 1 : place[instruction.target]]
+            if not instruction.predicated:
+                n = place[instruction.target]
+                continue
+            if len(skipped) > 150:  # a noise block: philox and Box-Muller of 8 or 16 elements
+                made += 1
+                if made > noises:
+                    n = place[instruction.target]
+                    continue
+            elif any(i.op.startswith("CALL") for i in skipped):
+                n = place[instruction.target]
+                continue
+        if n == end:
+            break
+        n += 1
+    return total if made >= noises else float("nan")
+
+
+def points(quick: bool) -> list[Point]:
+    if quick:
+        return [
+            Point(90, torch.bfloat16, 3, "one"),
+            Point(90, torch.bfloat16, 3, "none"),
+            Point(80, torch.float32, 2, "key"),
+            Point(120, torch.float16, 8, "tensor", shape=SMALL),
+            Point(100, torch.float64, 2, "key", per_sample=True),
+        ]
+    sweep = itertools.product(CAPABILITIES, SHORT, range(1, 9), ("none", "key", "tensor"))
+    others = [
+        point
+        for cc, dtype in itertools.product(CAPABILITIES, SHORT)
+        for point in (
+            Point(cc, dtype, 3, "one"),
+            Point(cc, dtype, 3, "key", shape=SMALL),
+            Point(cc, dtype, 3, "key", outs=3, per_sample=True),
+            Point(cc, dtype, 2, "key", layout="strided"),
+            Point(cc, dtype, 0, "key"),
+        )
+    ]
+    return [Point(*p) for p in sweep] + others
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few points")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    begin = time.perf_counter()
+    with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
+        reports = list(pool.map(examine, points(options.quick), chunksize=1 if options.quick else 8))
+    print(f"{'point':<46} registers  instructions/element")
+    for r in reports:
+        if r.point.noise == "one" and r.point.cc == 90 and r.point.dtype == torch.bfloat16 and not r.executed <= BUDGET:
+            r.faults.append(f"more than {BUDGET} instructions per element")
+        figure = "" if r.executed != r.executed else f"{r.executed:.1f}"
+        print(f"{r.point.name():<46} {r.registers:>9}  {figure:>20}  {'; '.join(r.faults)}")
+    bad = sum(bool(r.faults) for r in reports)
+    print(f"{len(reports)} points, {bad} bad, {time.perf_counter() - begin:.0f} s")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
