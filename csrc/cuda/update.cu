@@ -30,15 +30,17 @@ template <class T, int kK, int kO>
 constexpr Kernel kByNoise[] = {update_kernel<float, T, kK, kO, kNone, true>,
                                update_kernel<float, T, kK, kO, kKeyed, true>};
 
-// One dtype, at most 4 terms and 2 outputs: 16-byte accesses. What is more goes through Mixed, 4 elements at a time,
-// which keeps the 64 registers.
+// One dtype and at most 4 terms. 16-bit tensors move 16 bytes at once if there is one output; with more, the registers
+// only allow 8.
 template <DType kType>
-Kernel narrow_kernel(const UpdateArgs& a) {
-  return (a.n_outs == 1 ? kByNoise<All<kType>, kAtOnce, 1> : kByNoise<All<kType>, kAtOnce, 2>)[a.key != nullptr];
+Kernel uniform_kernel(const UpdateArgs& a) {
+  constexpr int kMost = kType == DType::kF32 ? 4 : 8;
+  return (a.n_outs == 1 ? kByNoise<All<kType, kMost>, kAtOnce, 1> : kByNoise<All<kType, 4>, kAtOnce, kOutputs>)[a.key !=
+      nullptr];
 }
 
 Kernel mixed_kernel(const UpdateArgs& a) {
-  return (a.n_terms <= kAtOnce ? kByNoise<Mixed, kAtOnce, kOutputs> : kByNoise<Mixed, kTerms, kOutputs>)[a.key !=
+  return (a.n_terms <= kAtOnce ? kByNoise<Mixed<4>, kAtOnce, kOutputs> : kByNoise<Mixed<4>, kTerms, kOutputs>)[a.key !=
       nullptr];
 }
 
@@ -60,20 +62,20 @@ Choice choose(const UpdateArgs& a) {
   const bool given = a.key == nullptr && a.n_noises > 0;
   bool same = true, doubles = false;
   each_operand(a, [&](const Operand& o) { same &= o.dtype == type, doubles |= o.dtype == DType::kF64; });
-  const bool mixed = !same || given || a.n_terms > kAtOnce || a.n_outs > 2;
+  const bool mixed = !same || given || a.n_terms > kAtOnce;
   const int chunk = a.wide ? Chunk<double>::kSize : Chunk<float>::kSize;
-  const int elements = mixed || size_of(type) > 2 ? chunk : 8;
+  const int elements = !mixed && size_of(type) == 2 && a.n_outs == 1 ? 8 : chunk;
   bool whole = a.unit && a.numel % elements == 0 && !doubles;
   each_operand(a, [&](const Operand& o) {
     whole &= reinterpret_cast<uintptr_t>(o.data) % (elements * size_of(o.dtype)) == 0 && o.batch_stride % elements == 0;
   });
-  if (!whole && a.wide) return {update_kernel<double, Mixed, kTerms, kOutputs, kKeyed, false>, chunk};
-  if (!whole) return {update_kernel<float, Mixed, kTerms, kOutputs, kKeyed, false>, chunk};
-  if (given) return {update_kernel<float, Mixed, kTerms, kOutputs, kGiven, true>, elements};
+  if (!whole && a.wide) return {update_kernel<double, Mixed<1>, kTerms, kOutputs, kKeyed, false>, chunk};
+  if (!whole) return {update_kernel<float, Mixed<1>, kTerms, kOutputs, kKeyed, false>, chunk};
+  if (given) return {update_kernel<float, Mixed<4>, kTerms, kOutputs, kGiven, true>, elements};
   if (mixed) return {mixed_kernel(a), elements};
-  if (type == DType::kF32) return {narrow_kernel<DType::kF32>(a), elements};
-  if (type == DType::kF16) return {narrow_kernel<DType::kF16>(a), elements};
-  return {narrow_kernel<DType::kBF16>(a), elements};
+  if (type == DType::kF32) return {uniform_kernel<DType::kF32>(a), elements};
+  if (type == DType::kF16) return {uniform_kernel<DType::kF16>(a), elements};
+  return {uniform_kernel<DType::kBF16>(a), elements};
 }
 
 void check(cudaError_t error, const char* doing) {
@@ -98,6 +100,8 @@ int processors_of(int device) {
 void launch_update(const UpdateArgs& a, int device, CUstream_st* stream) {
   using namespace gpu;
   if (a.batch == 0 || a.numel == 0) return;
+  for (int d = 1; d < a.ndim; ++d)
+    if (a.size[d] >> 32) throw std::runtime_error("fastsample::update: 2^32 elements or more in an inner dimension");
   const Choice choice = choose(a);
   const int64_t staged_bytes = a.wide ? sizeof(Staged<double>) : sizeof(Staged<float>);
   const int64_t pieces = (a.numel + choice.elements - 1) / choice.elements;

@@ -2,6 +2,7 @@
 #pragma once
 #include "../core/normal.h"
 #include "../core/row.h"
+#include "lanes.cuh"
 #include "storage.cuh"
 
 namespace fs::gpu {
@@ -142,37 +143,34 @@ FS_HD void add_noise(const Staged<S>& staged, int r, const S (&lanes)[kL], S (&a
   for (int k = 0; k < kO; ++k) accumulate<S, S, kL>(w.v[1 + k], lanes, acc[k]);
 }
 
-// Storage of an instantiation: one dtype for all tensors, or each operand's own.
+// Storage of an instantiation: one dtype for all tensors, or each operand's own; and the elements of a piece.
+template <int kElements>
 struct Mixed {
-  static constexpr bool kMixed = true;
-  static constexpr int kPiece = 0;  // one chunk
+  static constexpr int kPiece = kElements;
   FS_HD static DType of(const Operand& o) { return o.dtype; }
 };
-template <DType kType>
+template <DType kType, int kElements>
 struct All {
-  static constexpr bool kMixed = false;
-  static constexpr int kPiece = kType == DType::kF32 ? 4 : 8;  // 16 bytes
+  static constexpr int kPiece = kElements;
   FS_HD static DType of(const Operand&) { return kType; }
 };
-
-template <class S, class T>
-constexpr int kPieceOf = T::kPiece ? T::kPiece : Chunk<S>::kSize;
 
 // The vector path: unit strides, aligned, whole pieces. The loads of four terms are issued before the first is used.
 template <class S, class T, int kK, int kO, Noise kNoise>
 FS_HD void update_vector(const UpdateArgs& a, const Staged<S>& staged, uint32_t mask, int64_t sample, int64_t piece) {
-  constexpr int kE = kPieceOf<S, T>, kL = Chunk<S>::kSize, kR = kNoise == kNone ? 0 : kNoises;
-  static_assert(kK == kAtOnce || kE == kL, "terms are fetched once, for all chunks of the piece");
+  constexpr int kE = T::kPiece, kL = Chunk<S>::kSize, kG = kE / kL;
+  constexpr int kR = kNoise == kNone ? 0 : kNoises;
+  static_assert(kK == kAtOnce || kG == 1, "terms are fetched once, for all chunks of the piece");
   pin(sample);
   uint64_t seed = 0, counter = 0;
   if constexpr (kNoise == kKeyed) {
     seed = a.key[2 * sample];
-    counter = a.key[2 * sample + 1] + static_cast<uint64_t>(piece * (kE / kL));
+    counter = a.key[2 * sample + 1] + static_cast<uint64_t>(piece * kG);
   }
   Words terms[kAtOnce];
-  S acc[kE / kL][kO][kL];
+  S acc[kG][kO][kL];
   FS_UNROLL
-  for (int g = 0; g < kE / kL; ++g) {
+  for (int g = 0; g < kG; ++g) {
     const auto fetch = [&](int first) {
       if (g > 0) return;
       FS_UNROLL
@@ -191,21 +189,17 @@ FS_HD void update_vector(const UpdateArgs& a, const Staged<S>& staged, uint32_t 
   FS_ROLLED  // one copy of Philox
       for (int r = 0; r < kR; ++r) {
     if (!(mask & kNeedsNoise << r)) continue;
+    Floats<kG> z[4];
     Words words;
+    if constexpr (kNoise == kKeyed) normals_in_a_row<kG>(seed, counter + staged.skip[r], z);
     if constexpr (kNoise == kGiven)
       load<S, kE>(a.noise[r].data, T::of(a.noise[r]), sample * a.noise[r].batch_stride + piece * kE, words);
     FS_UNROLL
-    for (int g = 0; g < kE / kL; ++g) {
+    for (int g = 0; g < kG; ++g) {
       S xi[kL];
-      if constexpr (kNoise == kKeyed) {
-        int64_t at = static_cast<int64_t>(counter + g + staged.skip[r]);
-        pin(at);  // one chunk after the other: two at once do not fit the registers
-        normals_at(seed, static_cast<uint64_t>(at), xi);
-      }
-      if constexpr (kNoise == kGiven) {
-        FS_UNROLL
-        for (int i = 0; i < kL; ++i) xi[i] = get<S, kE>(words, T::of(a.noise[r]), g * kL + i);
-      }
+      FS_UNROLL
+      for (int i = 0; i < kL; ++i)
+        xi[i] = kNoise == kKeyed ? z[i].v[g] : get<S, kE>(words, T::of(a.noise[r]), g * kL + i);
       add_noise<S, kL, kO>(staged, r, xi, acc[g]);
     }
   }
@@ -215,14 +209,15 @@ FS_HD void update_vector(const UpdateArgs& a, const Staged<S>& staged, uint32_t 
     if (k >= a.n_outs) continue;
     Words words;
     FS_UNROLL
-    for (int g = 0; g < kE / kL; ++g) put<S, kL>(words, T::of(out), g * kL, acc[g][k]);
+    for (int g = 0; g < kG; ++g) put<S, kL>(words, T::of(out), g * kL, acc[g][k]);
     store<S, kE>(out.data, T::of(out), sample * out.batch_stride + piece * kE, words);
   }
 }
 
 // Where a logical element of a sample lies in an operand.
 struct Place {
-  int64_t at[kDims];
+  int64_t outer;
+  uint32_t at[kDims];  // at[0] is not used: the outermost dimension alone may have 2^32 elements or more
 };
 
 FS_HD Place place_of(const UpdateArgs& a, int64_t i) {
@@ -232,24 +227,20 @@ FS_HD Place place_of(const UpdateArgs& a, int64_t i) {
   for (int dim = kDims - 1; dim > 0; --dim) {
     p.at[dim] = 0;
     if (dim >= a.ndim) continue;
-    const uint64_t size = static_cast<uint64_t>(a.size[dim]);
-    if ((rest | size) >> 32 == 0) {  // the short division where it will do
-      const uint32_t quotient = static_cast<uint32_t>(rest) / static_cast<uint32_t>(size);
-      p.at[dim] = static_cast<uint32_t>(rest) - quotient * static_cast<uint32_t>(size);
-      rest = quotient;
-    } else {
-      p.at[dim] = static_cast<int64_t>(rest % size);
-      rest /= size;
-    }
+    const uint32_t size = static_cast<uint32_t>(a.size[dim]);
+    const uint64_t quotient =
+        rest >> 32 ? rest / size : static_cast<uint32_t>(rest) / size;  // mostly the short division
+    p.at[dim] = static_cast<uint32_t>(rest - quotient * size);
+    rest = quotient;
   }
-  p.at[0] = static_cast<int64_t>(rest);
+  p.outer = static_cast<int64_t>(rest);
   return p;
 }
 
 FS_HD int64_t offset_in(const Operand& o, const Place& p, int ndim, int64_t sample) {
-  int64_t at = sample * o.batch_stride;
+  int64_t at = sample * o.batch_stride + p.outer * o.stride[0];
   FS_UNROLL
-  for (int dim = 0; dim < kDims; ++dim)
+  for (int dim = 1; dim < kDims; ++dim)
     if (dim < ndim) at += p.at[dim] * o.stride[dim];
   return at;
 }
