@@ -66,7 +66,7 @@ def beta(schedule: Schedule, points: int, ends: Ends, a: float = 0.6, b: float =
 def leading(schedule: Schedule, points: int, ends: Ends, offset: int = 0) -> Array:
     """Every floor(T/N)-th row of a discrete schedule from row ``offset`` on."""
     rows = _rows("leading", schedule, points)
-    return np.arange(points - 1, -1, -1) * float(rows // points) + offset
+    return np.arange(points - 1, -1, -1, dtype=np.float64) * (rows // points) + offset
 
 
 def trailing(schedule: Schedule, points: int, ends: Ends) -> Array:

@@ -219,6 +219,8 @@ def _guidance(guidance: Any, calls: int) -> list[float] | None:
     if guidance is None:
         return None
     try:
+        if isinstance(guidance, str):
+            raise TypeError
         values = np.broadcast_to(np.asarray(guidance, dtype=np.float64), (calls,)).tolist()
     except (TypeError, ValueError):
         raise ValueError(f"guidance: got {guidance!r}, allowed are None, a number or {calls} numbers") from None

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastsample.grids import GRIDS, make_path
+from fastsample.schedules import VE, DiscreteVP, RectifiedFlow, VPLinear
+
+from .golden_cases import cases
+
+NAMES = {"logSNR": "log-snr", "time_uniform": "uniform", "time_quadratic": "quadratic"}
+
+
+@pytest.mark.parametrize("case", cases("dpmsolver_multistep"), ids=str)
+def test_grids_of_dpm_solver(case):
+    cfg = case.cfg
+    continuous = cfg["schedule"] == "vp_linear"
+    schedule = VPLinear() if continuous else DiscreteVP.scaled_linear()
+    path = make_path(schedule, NAMES[cfg["skip"]], cfg["nfe"])
+    t = path.t if continuous else schedule.clock(path.t)
+    for ours, theirs in ((t, "t"), (path.alpha, "alpha"), (path.sigma, "sigma")):
+        np.testing.assert_allclose(ours, case[theirs], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [c for c in cases("kdiffusion_ode") if c.cfg.get("grid")], ids=str)
+def test_grids_of_k_diffusion(case):
+    name, n = case.cfg["grid"], case.cfg["n"]
+    if name == "vp":
+        path = make_path(VPLinear(), "uniform", n, final="zero").ve()
+    else:
+        path = make_path(VE(), name, n, sigma_max=15.0, sigma_min=0.03)
+    np.testing.assert_allclose(path.sigma, case["sigmas"], rtol=1e-11)
+    assert (path.alpha == 1).all()
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in cases("euler_family_diffusers") if c.cfg["scheduler"] == "EulerDiscreteScheduler"], ids=str
+)
+def test_grids_of_table_schedulers(case):
+    karras = case.cfg.get("use_karras_sigmas", False)
+    maker = DiscreteVP.scaled_linear if "scaled" in case.cfg["schedule"] else DiscreteVP.linear
+    schedule = maker(interpolation="log-snr" if karras else "sigma")
+    path = make_path(schedule, "karras" if karras else "uniform", case.cfg["steps"], final="zero")
+    np.testing.assert_allclose(path.rho, case["sched_sigmas"], rtol=1e-9)
+    np.testing.assert_allclose(path.t[:-1], case["t"], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("stem", ["ddim_diffusers", "ddpm_diffusers"])
+def test_leading_rows(stem):
+    for case in cases(stem):
+        schedule = DiscreteVP(case["alphas_cumprod"])
+        path = make_path(schedule, "leading", case.cfg["steps"])
+        np.testing.assert_array_equal(path.t[:-1], case["t"])
+        np.testing.assert_allclose(path.alpha[:-1], case["eval_alpha"], rtol=1e-13)
+        np.testing.assert_allclose(path.sigma[:-1], case["eval_sigma"], rtol=1e-10)
+
+
+PLAIN = [c for c in cases("dpmsolver_multistep_diffusers") if "scaled" in c.cfg["schedule"] and not c.cfg["karras"]]
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=str)
+def test_rounded_rows(case):
+    """N + 1 rounded rows, whose last is replaced by clean data or is row 0."""
+    final = {"zero": "replace", "sigma_min": "end"}[case.cfg["final_sigmas"]]
+    path = make_path(DiscreteVP.scaled_linear(), "rows", case.cfg["steps"], final=final)
+    np.testing.assert_array_equal(path.t[:-1], case["t"])
+    np.testing.assert_allclose(path.rho, case["sched_sigmas"], rtol=4e-4)  # their last sigma_min is a float32 figure
+    np.testing.assert_allclose(path.rho[:-1], case["sched_sigmas"][:-1], rtol=1e-10)
+
+
+FLOW = [c for c in cases("flowmatch_diffusers") if c.cfg["scheduler"] == "FlowMatchEuler"]
+
+
+@pytest.mark.parametrize("case", [c for c in FLOW if not {"shift_terminal", "use_karras_sigmas"} & set(c.cfg)], ids=str)
+def test_flow_grids(case):
+    cfg = case.cfg
+    shift = cfg.get("shift", 1.0)
+    if cfg.get("use_dynamic_shifting"):
+        shift = cfg["mu"] if cfg.get("time_shift_type") == "linear" else np.exp(cfg["mu"])
+    # the clean end is shifted twice by a static shift: once when the scheduler is made
+    first = 1 / 1000 if shift == 1 or "mu" in cfg else cfg["shift"] / (1000 + cfg["shift"] - 1)
+    schedule = RectifiedFlow(shift, time_scale=1000.0)
+    end = float(schedule.of_clock(first))
+    if cfg.get("use_exponential_sigmas"):
+        points = np.geomspace(1.0, end, cfg["steps"])
+        path = make_path(schedule, points, final="zero")
+    else:
+        grid = "beta" if cfg.get("use_beta_sigmas") else "uniform"
+        if grid == "beta":
+            pytest.importorskip("scipy")
+        path = make_path(schedule, grid, cfg["steps"], final="zero", t_min=end)
+    np.testing.assert_allclose(path.sigma, case["sched_sigmas"], rtol=1e-9)
+    np.testing.assert_allclose(path.alpha, 1 - case["sched_sigmas"], atol=1e-12)
+    np.testing.assert_allclose(path.t[:-1], case["t"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("grid", [g for g in GRIDS if g not in ("leading", "trailing", "rows", "beta")])
+@pytest.mark.parametrize("schedule", ["vp-linear", "cosine", "scaled-linear", "edm"])
+@pytest.mark.parametrize("steps", [1, 2, 17])
+def test_every_grid_on_every_schedule(grid, schedule, steps):
+    for final in ("end", "zero", "replace", None):
+        path = make_path(schedule, grid, steps, final=final)
+        assert path.steps == steps
+        if final is not None:
+            assert (path.sigma[-1] == 0) == (final != "end")
+        if steps > 1:
+            assert (np.diff(path.lam) > 0).all()
+
+
+@pytest.mark.parametrize("grid", ["leading", "trailing", "rows"])
+def test_rows_of_a_table(grid):
+    path = make_path("scaled-linear", grid, 5)
+    expected = {
+        "leading": [800, 600, 400, 200, 0],
+        "trailing": [999, 799, 599, 399, 199],
+        "rows": [999, 749, 500, 250, 0],
+    }[grid]
+    np.testing.assert_array_equal(path.t[:-1], expected)
+    np.testing.assert_array_equal(make_path("scaled-linear", "leading", 5, offset=1).t[:-1], np.arange(801, 0, -200))
+
+
+def test_ends_of_clean_schedules():
+    path = make_path("flow", "uniform", 4)
+    np.testing.assert_allclose(path.sigma, [1, 0.75, 0.5, 0.25, 0])
+    assert make_path(RectifiedFlow(3.0), "uniform", 4).sigma[2] == pytest.approx(3 * 0.5 / 2)
+
+
+def test_lists_of_points():
+    schedule = VPLinear()
+    path = make_path(schedule, [0.9, 0.5, 0.1])
+    np.testing.assert_allclose(path.alpha, schedule.alpha([0.9, 0.5, 0.1]))
+    rho = np.array([9.0, 2.0, 0.5])
+    np.testing.assert_allclose(make_path(schedule, rho, unit="sigma", final="zero").rho, [*rho, 0.0], rtol=1e-14)
+    np.testing.assert_allclose(make_path(schedule, [-1.0, 0.0, 2.0], unit="log-snr").lam, [-1, 0, 2], atol=1e-14)
+    assert make_path(schedule, [0.9, 0.5, 0.1], 2, final="end").steps == 2
+    assert make_path(schedule, [0.9, 0.5, 0.1], 3, final="zero").steps == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("vp-linear", "karas", 5), {}, "did you mean karras"),
+        (("vp-linear", "karras", 0), {}, "steps: got 0"),
+        (("vp-linear", "karras", 2.5), {}, "steps: got 2.5"),
+        (("vp-linear", "karras"), {}, "steps: got None"),
+        (("vp-linear", "karras", 5), {"final": "one"}, "final: got 'one'"),
+        (("vp-linear", "karras", 5), {"power": 2}, "does not take power"),
+        (("vp-linear", "karras", 5), {"rho": -1}, "rho: got -1"),
+        (("vp-linear", "uniform", 5), {"t_max": 2.0}, "t_max: got 2"),
+        (("vp-linear", "uniform", 5), {"t_max": 0.1, "t_min": 0.2}, "allowed are t_max > t_min"),
+        (("vp-linear", "uniform", 5), {"t_max": 0.5, "sigma_max": 0.2}, "t_max: got it and sigma_max"),
+        (("vp-linear", "leading", 5), {}, "must be a DiscreteVP"),
+        (("scaled-linear", "leading", 1001), {}, "the schedule has 1000 rows"),
+        (("flow", "karras", 5), {}, "log-SNR is infinite"),
+        (("vp-linear", [0.5, 0.9]), {}, "must rise"),
+        (("vp-linear", [0.9, 0.5], 2), {}, "steps: got 2, the grid has 2 points"),
+        (("vp-linear", [0.9, 0.5]), {"unit": "ms"}, "unit: got 'ms'"),
+        (("vp-linear", [0.9, 0.5]), {"rho": 7}, "takes no further options"),
+        (("vp-linear", [2.0, 0.0]), {"unit": "sigma"}, "sigma values must be > 0"),
+    ],
+)
+def test_bad_input(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_path(*arguments, **options)
