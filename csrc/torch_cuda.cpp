@@ -1,0 +1,47 @@
+// The CUDA implementation of the ops, against the libtorch stable ABI. No CUDA header and no CUDA build of torch
+// needed.
+//
+// Build (T = the folder of the torch package, ARCHS = 75 80 86 90 100 120):
+//   nvcc -std=c++17 -O3 -fmad=false -Xcompiler -fPIC,-fvisibility=hidden -Xfatbin=-compress-all
+//        -gencode arch=compute_A,code=sm_A (for each A) -gencode arch=compute_90,code=compute_90
+//        -c csrc/cuda/update.cu -o update.o
+//   g++ -std=c++20 -O2 -fPIC -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020a000000000000 -I$T/include
+//       -c csrc/torch_cuda.cpp -o torch_cuda.o
+//   echo | gcc -shared -x c - -Wl,-soname,libtorch_cuda.so -o stub/libtorch_cuda.so      (only if $T/lib has none)
+//   g++ -shared update.o torch_cuda.o -o libfastsample_cuda.so -L$T/lib -ltorch_cpu -lc10
+//       -Wl,--no-as-needed -Lstub -ltorch_cuda -L<cuda>/lib64 -lcudart_static -lrt -lpthread -ldl
+//       -Wl,--exclude-libs,ALL
+// -fmad=false: the fma of csrc/core are written out, and nothing else may be contracted.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/launch.h"
+#include "torch_args.h"
+
+// In libtorch_cuda; shim.h declares it only for CUDA builds.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+namespace fs {
+
+static void update_cuda(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
+                        Tensors noise) {
+  const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise);
+  const int32_t device = outs[0].get_device_index();
+  const auto here = [&](const Tensor& x, const char* name) {
+    STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == device, name, ": must be on cuda:", device, " like outs[0]");
+  };
+  for (const Tensor& x : outs) here(x, "outs");
+  for (const Tensor& x : terms) here(x, "terms");
+  for (const Tensor& x : noise) here(x, "noise");
+  here(table, "table");
+  here(step, "step");
+  if (key) here(*key, "key");
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  launch_update(a, device, static_cast<CUstream_st*>(stream));
+}
+
+}  // namespace fs
+
+STABLE_TORCH_LIBRARY_IMPL(fastsample, CUDA, m) { m.impl("update_", TORCH_BOX(&fs::update_cuda)); }
