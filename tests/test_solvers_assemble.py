@@ -1,0 +1,86 @@
+"""The assembler against a naive run of abstract steps: any history, noise, network, guidance, clipping and scaling."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastsample.path import Path
+from fastsample.plan import make_plan
+from fastsample.predictions import input_scale, to_eps, to_x0
+from fastsample.solvers import registry
+from fastsample.solvers.step import Step
+
+from .golden_cases import Replay
+
+CALLS = 7
+
+
+def random_steps(seed: int, depth: int, form: str, path: Path) -> list[Step]:
+    rng = np.random.default_rng(seed)
+    steps = []
+    for i in range(CALLS):
+        b = rng.standard_normal(1 + min(i, rng.integers(0, depth + 1))) * (rng.random() < 0.9)
+        raw, lift = rng.standard_normal() * (rng.random() < 0.3), abs(rng.standard_normal()) * (rng.random() < 0.3)
+        steps.append(Step(i, path[i], rng.standard_normal(), tuple(b.tolist()), rng.random(), form, raw, lift))
+    return steps
+
+
+def naive(steps, x, outputs, draws, prediction, scaling, clip):
+    """As docs of ``Step`` say, one thing after the other; a lift and the noise before it are one normal."""
+    history, asked, previews = [], [], []
+    x = x + steps[0].lift * draws[0]
+    for i, (step, e) in enumerate(zip(steps, outputs, strict=True)):
+        alpha, sigma, _ = step.at
+        kappa = input_scale(scaling, alpha, sigma)
+        asked.append(kappa * x)
+        p, q = to_x0(prediction, alpha, sigma, kappa=kappa)
+        x0 = p * x + q * e
+        p, q = to_eps(prediction, alpha, sigma, kappa=kappa)
+        raw = p * x + q * e
+        if clip is not None:
+            x0 = np.clip(x0, -clip, clip)
+        previews.append(x0)
+        history.insert(0, x0 if step.form == "x0" else (x - alpha * x0) / sigma)
+        lift = steps[i + 1].lift if i + 1 < len(steps) else 0.0
+        x = step.a * x + step.raw * raw + np.hypot(step.c, lift) * draws[1 + i]
+        x = x + sum(b * d for b, d in zip(step.b, history, strict=False))
+    return x, asked, previews
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 4),
+    st.sampled_from(["x0", "eps"]),
+    st.sampled_from(["eps", "x0", "v", "score", "edm"]),
+    st.sampled_from(["none", "vp", "edm"]),
+    st.sampled_from([None, 0.7]),
+    st.sampled_from([None, 2.5]),
+    st.booleans(),
+)
+def test_assembled_rows_do_what_the_steps_say(seed, depth, form, prediction, scaling, clip, guidance, preview):
+    rng = np.random.default_rng(seed)
+    lam = np.linspace(-1.0, 2.0, CALLS + 1)
+    path = Path(1 / np.sqrt(1 + np.exp(-2 * lam)), 1.3 / np.sqrt(1 + np.exp(2 * lam)), np.linspace(1, 0, CALLS + 1))
+    steps = random_steps(seed, depth, form, path)
+    x, cond, uncond, draws = (rng.standard_normal((CALLS + 1, 3)) for _ in range(4))
+    if preview and scaling != "none":
+        preview = False  # four outputs
+    name = "test-assembler"
+    registry.add(registry.Solver(name, lambda path: steps, "", "", order=1))
+    try:
+        shared = {"prediction": prediction, "input_scaling": scaling, "clip": clip, "guidance": guidance}
+        plan = make_plan(name, path, denoised=preview, **shared)
+    finally:
+        del registry._solvers[name], registry._names[name]
+    pairs = list(zip(cond, uncond, strict=True)) if guidance else cond
+    outputs = guidance * cond + (1 - guidance) * uncond if guidance else cond
+    run = Replay(plan, x[0], pairs[:CALLS], draws)
+    end, asked, previews = naive(steps, x[0], outputs[:CALLS], draws, prediction, scaling, clip)
+    scale = max(1.0, np.abs(asked).max())
+    np.testing.assert_allclose(run.asked, asked, rtol=0, atol=1e-11 * scale)
+    np.testing.assert_allclose(run.x, end, rtol=0, atol=1e-11 * max(scale, np.abs(end).max()))
+    if preview:
+        np.testing.assert_allclose(run.previews, previews, rtol=0, atol=1e-11 * scale)
