@@ -141,7 +141,10 @@ class Path:
         return Path(self.alpha[::-1], self.sigma[::-1], self.t[::-1], rates, not self.reverse)
 
     def ve(self) -> Path:
-        """The same log-SNR levels for the state ``x / alpha``: alpha = 1, sigma = rho (k-diffusion, EDM)."""
+        """The same log-SNR levels for the state ``x / alpha``: alpha = 1, sigma = rho (k-diffusion, EDM).
+
+        Rates are dropped: a flow network speaks of its own state.
+        """
         if (self.alpha == 0).any():
             raise ValueError("alpha: is 0 at the noise end; the state x / alpha does not exist there")
         return Path(np.ones_like(self.alpha), self.rho, self.t, reverse=self.reverse)
