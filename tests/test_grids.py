@@ -64,8 +64,7 @@ def test_rounded_rows(case):
     final = {"zero": "replace", "sigma_min": "end"}[case.cfg["final_sigmas"]]
     path = make_path(DiscreteVP.scaled_linear(), "rows", case.cfg["steps"], final=final)
     np.testing.assert_array_equal(path.t[:-1], case["t"])
-    np.testing.assert_allclose(path.rho, case["sched_sigmas"], rtol=4e-4)  # their last sigma_min is a float32 figure
-    np.testing.assert_allclose(path.rho[:-1], case["sched_sigmas"][:-1], rtol=1e-10)
+    np.testing.assert_allclose(path.rho, case["sched_sigmas"], rtol=1e-13)
 
 
 FLOW = [c for c in cases("flowmatch_diffusers") if c.cfg["scheduler"] == "FlowMatchEuler"]
