@@ -1,7 +1,8 @@
-// Runs the body of the CUDA update kernel on the host: every block, every thread, in turn. Built by test_cuda_body.py.
+// The CUDA update kernel as an op on the host: every block, every thread, in turn. Built by test_cuda_body.py.
 #include <vector>
 
 #include "cuda/choose.h"
+#include "torch_args.h"
 
 namespace {
 
@@ -9,9 +10,9 @@ using namespace fs;
 using namespace fs::gpu;
 
 struct OnHost {
-  using Kernel = void (*)(const UpdateArgs&, const Layout&);
+  using Kernel = void (*)(const UpdateArgs&, const gpu::Layout&);
   template <class S, class T, int kK, int kO, Noise kNoise, bool kVector>
-  static void run(const UpdateArgs& a, const Layout& l) {
+  static void run(const UpdateArgs& a, const gpu::Layout& l) {
     std::vector<Staged<S>> rows(l.rows);
     for (int64_t block = 0; block < l.blocks; ++block) {
       for (int i = 0; i < l.rows * kColumns; ++i) stage_entry(a, l, rows.data(), block, i);
@@ -26,21 +27,24 @@ struct OnHost {
 
 }  // namespace
 
-// Returns the elements of a piece: 8 or 4 on the vector path of 16-bit tensors, and so on.
-extern "C" int fastsample_run_body(const UpdateArgs* a, int processors) {
-  const auto choice = choose<OnHost>(*a);
-  const int64_t staged = a->wide ? sizeof(Staged<double>) : sizeof(Staged<float>);
-  const Layout l = lay_out(*a, (a->numel + choice.elements - 1) / choice.elements, staged, processors);
-  if (l.rows * staged > kStagedBytes) return -1;
-  choice.kernel(*a, l);
-  return choice.elements;
+// Returns the elements a thread takes at once, negative on the general path.
+static int64_t update_body(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
+                           Tensors noise, int64_t processors) {
+  const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise);
+  if (a.batch == 0 || a.numel == 0) return 0;
+  const auto choice = choose<OnHost>(a);
+  const int64_t staged = a.wide ? sizeof(Staged<double>) : sizeof(Staged<float>);
+  const fs::gpu::Layout l =
+      lay_out(a, (a.numel + choice.elements - 1) / choice.elements, staged, static_cast<int>(processors));
+  STD_TORCH_CHECK(l.rows * staged <= kStagedBytes, "staged rows do not fit");
+  choice.kernel(a, l);
+  const bool general = choice.kernel == OnHost::of<float, Mixed<1>, kTerms, kOutputs, kKeyed, false>() || a.wide;
+  return general ? -choice.elements : choice.elements;
 }
 
-extern "C" int fastsample_args_bytes() { return sizeof(UpdateArgs); }
-
-extern "C" void fastsample_core_normals(uint64_t seed, uint64_t counter, int64_t chunks, float* out) {
-  for (int64_t c = 0; c < chunks; ++c) normals_at(seed, counter + c, out + 4 * c);
+STABLE_TORCH_LIBRARY(fastsample_body, m) {
+  m.def(
+      "update_(Tensor(a!)[] outs, Tensor[] terms, Tensor table, Tensor step, Tensor? key, Tensor[] noise, "
+      "int processors) -> int");
 }
-extern "C" void fastsample_core_normals64(uint64_t seed, uint64_t counter, int64_t chunks, double* out) {
-  for (int64_t c = 0; c < chunks; ++c) normals_at(seed, counter + c, out + 2 * c);
-}
+STABLE_TORCH_LIBRARY_IMPL(fastsample_body, CPU, m) { m.impl("update_", TORCH_BOX(&update_body)); }
