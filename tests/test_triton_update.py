@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_triton_cases_in_the_interpreter():
     """Runs tests/triton_cases.py with TRITON_INTERPRET=1, which must be set before Triton is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/triton_cases.py"]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/triton_cases.py"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

@@ -1,7 +1,7 @@
 """The Triton backend of update against the C++ core, the compiled CPU op and float64.
 
-Not collected by itself: tests/test_triton_update.py runs this file in a process with TRITON_INTERPRET=1 (Triton reads the
-variable once, at import), and it may be run as it is on a machine with a GPU.
+Not collected by itself: tests/test_triton_update.py runs this file in a process with TRITON_INTERPRET=1 (Triton reads
+the variable once, at import), and it may be run as it is on a machine with a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ZERO = torch.zeros((), dtype=torch.int64)
 
 
 def exact_fma(a, b, c):
-    """float32 fma of numpy arrays: exact product and sum in float64 rounded to odd, so that the last rounding is right."""
+    """float32 fma of numpy arrays: exact product, sum in float64 rounded to odd, so that the last rounding is right."""
     product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + c
     part = total - product
@@ -55,7 +55,7 @@ def _run_fma(a, b, c):
 
 @pytest.fixture(autouse=True, scope="session")
 def fused():
-    """An interpreter whose fma rounds twice (Triton before 3.9) gets the exact one: the bits of a GPU are the question."""
+    """An interpreter whose fma rounds twice, as older ones do, gets the exact one: a GPU has it."""
     one = np.float32(1 + 2.0**-12)
     if INTERPRETED and _run_fma(*(np.full(4, x, np.float32) for x in (one, one, -(1 + 2.0**-11))))[0] != 2.0**-24:
         from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -192,7 +192,7 @@ def test_box_muller_bits_equal_the_core(core):
     assert np.array_equal(z.cpu().numpy().view(np.uint32), core.box_muller(words).view(np.uint32))
 
 
-@pytest.mark.parametrize("seed", [s for s in range(70) if s % 10 != 6])  # 6: 65537 elements, below
+@pytest.mark.parametrize("seed", [s for s in range(50) if s % 10 != 6])  # 6: 65537 elements, below
 def test_against_float64(seed):
     call = random_call(seed)
     expected, magnitude = model64(call)
@@ -207,7 +207,7 @@ def test_against_float64(seed):
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 127, 1003])
 @pytest.mark.parametrize("terms", range(1, 9))
 def test_bits_equal_the_core(core, terms, size):
-    """Every K with every size, one to three outputs, float32, with a clamp and keyed noise: equal to the C++ arithmetic."""
+    """Every K with every size, one to three outputs, float32, clamp and keyed noise: the bits of the C++ core."""
     g = torch.Generator().manual_seed(1000 * terms + size)
     table = torch.from_numpy(row.blank(2))
     table[:, : row.DRAW] = torch.randn(2, row.DRAW, generator=g, dtype=torch.float64)
@@ -226,7 +226,7 @@ def test_bits_equal_the_core(core, terms, size):
             assert np.array_equal(out[b].cpu().numpy().view(np.int32), expected[k].view(np.int32))
 
 
-@pytest.mark.parametrize("seed", [s for s in range(40) if s % 10 != 6 and s % 8 != 7])
+@pytest.mark.parametrize("seed", [s for s in range(30) if s % 10 != 6 and s % 8 != 7])
 def test_bits_equal_the_compiled_cpu_op(seed, small_tiles):
     """Any layout, mixed dtypes and steps: the same bits from several small blocks as from the C++ op."""
     if not native.load_for("cpu"):

@@ -20,8 +20,8 @@ _MAX_BATCH = 65535  # second dimension of a grid
 _REMEMBERED = 1024
 _HALVES = (torch.bfloat16, torch.float16)
 
-# Elements of the whole call -> (warps, blocks of a program).  A thread takes one 16-byte access of the first output in a
-# block: 8 elements of a 16-bit type, and few enough registers for float32 and float64.  No autotune: its first calls
+# Elements of the whole call -> (warps, blocks of a program).  In a block a thread makes one 16-byte access of the first
+# output: 8 elements of a 16-bit type, and few enough registers for float32 and float64.  No autotune: its first calls
 # would be for timing, and would break a captured graph.
 _TILES = (
     (1 << 16, (1, 1)),  # fewer elements than an H200 has lanes: as many programs as there can be
