@@ -93,7 +93,7 @@ FS_HD Four<S> four(const Staged<S>& staged, int group) {
 }
 
 // What a row asks for: core's needs(), and whether D has a limit.
-constexpr uint32_t kNeedsD = 1u << 8, kNeedsNoise = 1u << 9, kLimited = 1u << 11;
+constexpr uint32_t kNeedsD = 1u << 8, kNeedsNoise = 1u << 9, kLimited = 1u << 16;
 
 template <class S, int kK, int kO, int kR>
 FS_HD uint32_t mask_of(const Staged<S>& staged) {
@@ -186,8 +186,8 @@ FS_HD void update_vector(const UpdateArgs& a, const Staged<S>& staged, uint32_t 
     };
     combine_terms<S, kL, kK, kO>(staged, mask, fetch, x, acc[g]);
   }
-  FS_ROLLED  // one copy of Philox
-      for (int r = 0; r < kR; ++r) {
+  FS_ROLLED  // one copy of Philox; ends after the last noise that has a weight
+      for (int r = 0; kR > 0 && (mask >> (9 + r) & 3); ++r) {
     if (!(mask & kNeedsNoise << r)) continue;
     Floats<kG> z[4];
     Words words;
