@@ -162,11 +162,6 @@ FS_HD void update_vector(const UpdateArgs& a, const Staged<S>& staged, uint32_t 
   constexpr int kR = kNoise == kNone ? 0 : kNoises;
   static_assert(kK == kAtOnce || kG == 1, "terms are fetched once, for all chunks of the piece");
   pin(sample);
-  uint64_t seed = 0, counter = 0;
-  if constexpr (kNoise == kKeyed) {
-    seed = a.key[2 * sample];
-    counter = a.key[2 * sample + 1] + static_cast<uint64_t>(piece * kG);
-  }
   Words terms[kAtOnce];
   S acc[kG][kO][kL];
   FS_UNROLL
@@ -191,7 +186,10 @@ FS_HD void update_vector(const UpdateArgs& a, const Staged<S>& staged, uint32_t 
     if (!(mask & kNeedsNoise << r)) continue;
     Floats<kG> z[4];
     Words words;
-    if constexpr (kNoise == kKeyed) normals_in_a_row<kG>(seed, counter + staged.skip[r], z);
+    if constexpr (kNoise == kKeyed) {
+      const uint64_t seed = a.key[2 * sample], offset = a.key[2 * sample + 1];
+      normals_in_a_row<kG>(seed, offset + staged.skip[r] + static_cast<uint64_t>(piece * kG), z);
+    }
     if constexpr (kNoise == kGiven)
       load<S, kE>(a.noise[r].data, T::of(a.noise[r]), sample * a.noise[r].batch_stride + piece * kE, words);
     FS_UNROLL
