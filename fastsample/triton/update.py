@@ -20,9 +20,8 @@ _MAX_BATCH = 65535  # second dimension of a grid
 _REMEMBERED = 1024
 _HALVES = (torch.bfloat16, torch.float16)
 
-# Elements of the whole call -> (warps, blocks of a program).  In a block a thread makes one 16-byte access of the first
-# output: 8 elements of a 16-bit type, and few enough registers for float32 and float64.  No autotune: its first calls
-# would be for timing, and would break a captured graph.
+# Elements of the whole call -> (warps, blocks of a program).  No autotune: its first calls would be for timing, and
+# would break a captured graph.
 _TILES = (
     (1 << 16, (1, 1)),  # fewer elements than an H200 has lanes: as many programs as there can be
     (1 << 23, (4, 1)),
@@ -123,7 +122,9 @@ def describe(
         sizes, strides = (), []
     wide = compute_dtype([*outs, *terms]) == torch.float64
     warps, rounds = tile(batch, numel)
-    block = 32 * warps * 16 // (8 if wide else outs[0].element_size())
+    # 16-byte accesses; 8 elements share the work of a thread on the row, as long as the registers last.
+    lane = 2 if wide else 8 if outs[0].dtype in _HALVES or len(terms) <= 4 else 4
+    block = 32 * warps * lane
     lanes = 2 if wide else 4
     n, k = len(outs), len(terms)
     return Launch(
