@@ -1,0 +1,29 @@
+"""A small run of every CUDA path of ``update_``, for compute-sanitizer (benchmarks/gpu.py)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fastsample import ops
+from tests.rows import random_call
+
+
+def main() -> None:
+    for dtypes in ([torch.float32], [torch.bfloat16], [torch.float16], [torch.float64], None):
+        for contiguous in (True, False):
+            for seed in range(0, 30, 1 if contiguous else 3):
+                if seed % 10 == 6:  # 131,074 elements take long under a checker
+                    continue
+                call = random_call(seed, dtypes=dtypes, contiguous=contiguous)
+                outs = [torch.full(call.shape, math.nan, dtype=t, device="cuda") for t in call.out_dtypes]
+                key = None if call.key is None else call.key.cuda()
+                terms, given = [x.cuda() for x in call.terms], [x.cuda() for x in call.noise]
+                ops.update_(outs, terms, call.table.cuda(), call.step.cuda(), key, given)
+    torch.cuda.synchronize()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()
