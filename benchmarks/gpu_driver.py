@@ -10,6 +10,11 @@ from fastsample import ops
 from tests.rows import random_call
 
 
+def to_device(x: torch.Tensor) -> torch.Tensor:
+    """A copy with the same strides: all of the memory under a sliced tensor moves with it."""
+    return x._base.cuda().as_strided(x.shape, x.stride(), x.storage_offset()) if x._base is not None else x.cuda()
+
+
 def main() -> None:
     for dtypes in ([torch.float32], [torch.bfloat16], [torch.float16], [torch.float64], None):
         for contiguous in (True, False):
@@ -19,7 +24,7 @@ def main() -> None:
                 call = random_call(seed, dtypes=dtypes, contiguous=contiguous)
                 outs = [torch.full(call.shape, math.nan, dtype=t, device="cuda") for t in call.out_dtypes]
                 key = None if call.key is None else call.key.cuda()
-                terms, given = [x.cuda() for x in call.terms], [x.cuda() for x in call.noise]
+                terms, given = [to_device(x) for x in call.terms], [to_device(x) for x in call.noise]
                 ops.update_(outs, terms, call.table.cuda(), call.step.cuda(), key, given)
     torch.cuda.synchronize()
     print("done")
