@@ -23,6 +23,7 @@ COMMON = ("-std=c++20", "-fPIC", "-fno-math-errno", "-ffp-contract=off", "-fvisi
 # gcc 12 at -O3 drops terms 5 to 8 in csrc/cpu/update.cpp (sanitizers find no fault there); tests/test_update.py guards.
 OPTIMISE = ("-O2", "-fno-aggressive-loop-optimizations", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 X86 = {"x86_64", "AMD64"}
+CUDA_ARCHS = ("75", "80", "86", "90", "100", "120")
 
 
 class BuildError(RuntimeError):
@@ -41,12 +42,16 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """A shared library: its units, link flags and the file name it gets."""
+    """A shared library: its units, link flags and the file name it gets.
+
+    ``stub``: the name of an empty shared library to link against, for one that is there only at run time.
+    """
 
     name: str
     filename: str
     units: tuple[Unit, ...]
     link: tuple[str, ...]
+    stub: str = ""
 
 
 def source_root() -> Path:
@@ -79,6 +84,43 @@ def cpu_library(sanitize: bool = False) -> Library:
     units.append(Unit("torch_cpu.cpp", (*flags, *includes), "torch_cpu"))
     link = ("-shared", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *(extra[2:3] if sanitize else ()))
     return Library("cpu", "libfastsample_cpu.so", tuple(units), link)
+
+
+def cuda_library(archs: Sequence[str] = ()) -> Library:
+    """The CUDA implementation of the ops, for ``archs``, else ``FASTSAMPLE_CUDA_ARCHS``, else all common ones.
+
+    Needs nvcc, but neither a GPU nor a CUDA build of torch: libtorch_cuda is then replaced by a stub of its name.
+    """
+    torch, nvcc = torch_root(), shutil.which("nvcc") or shutil.which("nvcc", path=str(_cuda_home() / "bin"))
+    if nvcc is None:
+        raise BuildError("nvcc is not on the PATH (nor under CUDA_HOME); install the CUDA toolkit")
+    wish = [arch.strip() for arch in os.environ.get("FASTSAMPLE_CUDA_ARCHS", "").replace(",", ";").split(";")]
+    chosen = [arch.replace(".", "") for arch in archs or [w for w in wish if w] or CUDA_ARCHS]
+    if not all(arch.rstrip("af").isdigit() for arch in chosen):
+        raise BuildError(f"FASTSAMPLE_CUDA_ARCHS: got {';'.join(chosen)}, allowed are numbers such as 80;90")
+    targets = [flag for arch in chosen for flag in ("-gencode", f"arch=compute_{arch},code=sm_{arch}")]
+    if not archs:
+        targets += ["-gencode", "arch=compute_90,code=compute_90"]
+    # -fmad=false: the fma of csrc/core are written out, and nothing else may be contracted
+    device = ("-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all")
+    host = ("-O2", *COMMON, f"-DTORCH_TARGET_VERSION={ABI_TARGET}", "-isystem", str(torch / "include"))
+    units = (
+        Unit("cuda/update.cu", (*device, *targets), "update_cuda", nvcc),
+        Unit("torch_cuda.cpp", host, "torch_cuda"),
+    )
+    has_cuda = (torch / "lib" / "libtorch_cuda.so").exists()
+    runtime = _cudart_folder(Path(nvcc).resolve().parent.parent)
+    link: tuple[str, ...] = (
+        "-shared",
+        f"-L{torch / 'lib'}",
+        "-ltorch_cpu",
+        "-lc10",
+        "-Wl,--no-as-needed",
+        "-L.",
+        "-ltorch_cuda",
+    )
+    link += (f"-L{runtime}", "-lcudart_static", "-lrt", "-lpthread", "-ldl", "-Wl,--exclude-libs,ALL")
+    return Library("cuda", "libfastsample_cuda.so", units, link, "" if has_cuda else "libtorch_cuda.so")
 
 
 def core_library() -> Library:
@@ -141,6 +183,19 @@ def build(library: Library, folder: Path, log: Callable[[str], None] = lambda _:
     return target
 
 
+def _cuda_home() -> Path:
+    return Path(os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda")
+
+
+def _cudart_folder(beside_nvcc: Path) -> Path:
+    homes = (beside_nvcc, _cuda_home())  # nvcc on the PATH may be a wrapper somewhere else
+    for home in homes:
+        for folder in (home / "lib64", home / "lib", *home.glob("targets/*/lib")):
+            if (folder / "libcudart_static.a").exists():
+                return folder
+    raise BuildError(f"libcudart_static.a is missing (looked under {' and '.join(map(str, homes))}); set CUDA_HOME")
+
+
 def _command(unit: Unit) -> str:
     if unit.compiler == "cxx":
         return compiler()
@@ -161,11 +216,16 @@ def _ninja_file(library: Library) -> str:
         "  command = $cc $flags -MMD -MF $out.d -c $in -o $out",
         "rule link",
         f"  command = {compiler()} $in -o $out {_quote(library.link)}",
+        "rule stub",
+        f"  command = echo | {compiler()} -shared -x c - -Wl,-soname,$out -o $out",
     ]
+    if library.stub:
+        lines.append(f"build {library.stub}: stub")
     objects = []
     for unit in library.units:
         objects.append(f"{unit.name}.o")
         lines += [f"build {objects[-1]}: compile {_quote([str(root / unit.source)])}"]
         lines += [f"  cc = {_command(unit)}", f"  flags = {_quote(unit.flags)}"]
-    lines += [f"build {library.filename}: link {' '.join(objects)}", f"default {library.filename}", ""]
+    needs = f" | {library.stub}" if library.stub else ""
+    lines += [f"build {library.filename}: link {' '.join(objects)}{needs}", f"default {library.filename}", ""]
     return "\n".join(lines)

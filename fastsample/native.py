@@ -133,4 +133,9 @@ def _cached(make: Callable[[], building.Library]) -> Path:
 
 
 def _cuda_library() -> building.Library:
-    raise building.BuildError("the CUDA library is not there yet")
+    import torch
+
+    if os.environ.get("FASTSAMPLE_CUDA_ARCHS") or not torch.cuda.is_available():
+        return building.cuda_library()
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return building.cuda_library([f"{major}{minor}" for major, minor in sorted(found)])

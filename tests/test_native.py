@@ -143,3 +143,21 @@ def test_a_failed_build_says_why_and_leaves_nothing(tmp_path):
     with pytest.raises(building.BuildError, match="no-such-flag"):
         building.build(broken, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_cuda_library_builds_without_a_cuda_torch(tmp_path):
+    """One architecture; it needs libtorch_cuda and the stable shim only, and no CUDA runtime library."""
+    try:
+        path = building.build(building.cuda_library(["90"]), tmp_path)
+    except building.BuildError as error:
+        if "nvcc is not on the PATH" in str(error):
+            pytest.skip(str(error))
+        raise
+    dynamic = subprocess.run(["objdump", "-p", str(path)], capture_output=True, text=True, check=True).stdout
+    needed = {line.split()[1] for line in dynamic.splitlines() if "NEEDED" in line}
+    assert "libtorch_cuda.so" in needed
+    assert not any("cudart" in name for name in needed)
+    symbols = subprocess.run(["nm", "-D", "-u", str(path)], capture_output=True, text=True, check=True).stdout
+    assert "aoti_torch_get_current_cuda_stream" in symbols
+    assert "_ZN2at" not in symbols, "uses the unstable C++ interface"
