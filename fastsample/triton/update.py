@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.update import check, compute_dtype
+from ..ops.arguments import check
+from ..ops.update import compute_dtype
 from .kernel import update_kernel
 
 _MAX_BATCH = 65535  # second dimension of a grid

@@ -1,0 +1,87 @@
+"""What a call of ``fastsample::update`` must look like.  Reads shapes, dtypes and addresses, never values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import row
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check(
+    outs: Sequence[Tensor],
+    terms: Sequence[Tensor],
+    table: Tensor,
+    step: Tensor,
+    key: Tensor | None,
+    noise: Sequence[Tensor],
+) -> None:
+    """Raise ``ValueError``/``TypeError`` that names the argument unless the call is well formed (reads no values)."""
+    if len(outs) > row.MAX_OUTPUTS or len(terms) > row.MAX_TERMS or len(noise) > row.MAX_NOISES:
+        raise ValueError(
+            f"got {len(outs)} outs, {len(terms)} terms, {len(noise)} noise; "
+            f"at most {row.MAX_OUTPUTS}, {row.MAX_TERMS}, {row.MAX_NOISES} are allowed"
+        )
+    tensors = [(f"outs[{i}]", x) for i, x in enumerate(outs)]
+    tensors += [(f"terms[{i}]", x) for i, x in enumerate(terms)] + [(f"noise[{i}]", x) for i, x in enumerate(noise)]
+    if not tensors:
+        raise ValueError("outs, terms: got none")
+    first_name, first = tensors[0]
+    if first.dim() < 1:
+        raise ValueError(f"{first_name}: got a tensor without dimensions, allowed is (B, ...)")
+    for name, x in tensors:
+        if x.dtype not in _FLOATS:
+            raise TypeError(f"{name}: got {x.dtype}, allowed are float32, bfloat16, float16 and float64")
+        if x.shape != first.shape:
+            raise ValueError(
+                f"{name}: got shape {tuple(x.shape)}, allowed is that of {first_name}, {tuple(first.shape)}"
+            )
+        if x.device != first.device:
+            raise ValueError(f"{name}: got device {x.device}, allowed is that of {first_name}, {first.device}")
+    if table.dtype != torch.float64 or table.dim() != 2 or table.shape[1] != row.COLUMNS or not table.is_contiguous():
+        raise ValueError(
+            f"table: got shape {tuple(table.shape)} {table.dtype}, allowed is contiguous (N, {row.COLUMNS}) float64"
+        )
+    batch = first.shape[0]
+    if step.dtype != torch.int64 or step.dim() > 1 or (step.dim() == 1 and step.shape[0] != batch):
+        raise ValueError(f"step: got shape {tuple(step.shape)} {step.dtype}, allowed is () or ({batch},) int64")
+    if key is not None:
+        if noise:
+            raise ValueError("key, noise: got both; give keys or noise tensors")
+        if key.dtype != torch.uint64 or tuple(key.shape) != (batch, 2):
+            raise ValueError(f"key: got shape {tuple(key.shape)} {key.dtype}, allowed is ({batch}, 2) uint64")
+    for name, x in (("table", table), ("step", step), *((("key", key),) if key is not None else ())):
+        if x.device != first.device:
+            raise ValueError(f"{name}: got device {x.device}, allowed is that of {first_name}, {first.device}")
+    _check_memory(outs, terms, noise)
+
+
+def _check_memory(outs: Sequence[Tensor], terms: Sequence[Tensor], noise: Sequence[Tensor]) -> None:
+    for i, out in enumerate(outs):
+        if any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
+            raise ValueError(f"outs[{i}]: got an expanded tensor, whose elements share memory")
+        lo, hi = _span(out)
+        for name, x in [(f"outs[{j}]", y) for j, y in enumerate(outs) if j < i] + [
+            (f"{kind}[{j}]", y) for kind, group in (("terms", terms), ("noise", noise)) for j, y in enumerate(group)
+        ]:
+            other_lo, other_hi = _span(x)
+            if hi <= other_lo or other_hi <= lo:
+                continue
+            same = lo == other_lo and out.stride() == x.stride() and out.dtype == x.dtype
+            if name.startswith("outs") or not same:
+                raise ValueError(f"outs[{i}]: overlaps the memory of {name}; an output may be exactly a term, or apart")
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    if x.numel() == 0 or x.is_meta:
+        return 0, 0
+    try:
+        start = x.data_ptr()
+    except RuntimeError:  # fake tensors have no memory to overlap
+        return 0, 0
+    reach = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+    return start, start + (reach + 1) * x.element_size()
