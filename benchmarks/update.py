@@ -1,0 +1,171 @@
+"""Microbenchmark of ``fastsample::update``: one step of (SDE-)DPM-Solver++ 2M, ours against what people run today.
+
+    python -m benchmarks.update [--quick] [--gpu] [--out benchmarks/results/NAME] [--plot]
+
+Writes NAME.csv (one line per figure), NAME.json (machine facts, what was skipped) and NAME.png (``--plot``); prints a
+table, the rows where we lose, and the figures the project promises.  Method: benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that counts bytes is chatty
+
+import torch
+
+from benchmarks import report, steps
+from benchmarks.harness import Timed, device_name, host_time, machine, measure, now, peak_bytes, write_csv
+
+SHAPES = ((1, 4, 8, 8), (1, 4, 128, 128), (16, 4, 128, 128))
+SMALL = 2**12  # up to here the time of a step is host time
+COPIES = 256  # most copies of a program's memory, to keep a GPU's L2 cold
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; exit code 0 whatever the figures are."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    facts = machine(options.device)
+    load, threads = facts["load_average_at_start"][0], facts["threads"]
+    if load > 0.3:
+        print(f"note: load average {load} at the start: something else runs here, the figures will be worse than real")
+    timestamp, started = now(), time.perf_counter()
+    points: list[report.Point] = []
+    skipped: dict[str, str] = {}
+    plan = [
+        (shape, dtype, case, cold)
+        for shape in options.shapes
+        for dtype in options.dtypes
+        for case in options.cases
+        for cold in ((False, True) if options.device == "cuda" else (False,))
+    ]
+    for number, (shape, dtype, case, cold) in enumerate(plan, 1):
+        job = steps.Job(shape, steps.DTYPES[dtype], case == "noise", options.device)
+        print(f"[{number}/{len(plan)}] {shape} {dtype} {case}{' cold' if cold else ''}", file=sys.stderr, flush=True)
+        with torch.inference_mode():
+            points.append(run(job, case, dtype, cold, options, skipped))
+        gc.collect()
+    facts["seconds"] = round(time.perf_counter() - started, 1)
+    facts["skipped"] = skipped
+    facts["command"] = ["python", "-m", "benchmarks.update", *(sys.argv[1:] if arguments is None else arguments)]
+    records = report.records(points, device_name(options.device), timestamp, facts["fastsample"], threads)
+    write_csv(options.out.with_suffix(".csv"), records)
+    text = report.text(points, facts, skipped)
+    facts["must_reach"] = report.must_reach(points, facts)
+    options.out.with_suffix(".json").write_text(json.dumps({"timestamp": timestamp, **facts}, indent=1) + "\n")
+    print(text)
+    if options.plot:
+        report.plot(points, options.out.with_suffix(".png"))
+    print(f"\nwritten: {options.out.with_suffix('.csv')} and .json{' and .png' if options.plot else ''}")
+    return 0
+
+
+def run(
+    job: steps.Job, case: str, dtype: str, cold: bool, options: argparse.Namespace, skipped: dict[str, str]
+) -> report.Point:
+    """All programs at one point, in turn."""
+    torch._dynamo.reset()  # fixed shapes: each point is compiled afresh, and old ones do not count as recompilations
+    copies = 1
+    if cold:
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        copies = max(1, min(COPIES, -(-2 * cache // (3 * job.state_bytes))))
+    programs: dict[str, list[steps.Program]] = {}
+    for name in [*steps.YARDSTICKS, *options.programs]:
+        if not steps.applies(name, job) or (name in options.small_only and job.numel > options.small_limit):
+            continue
+        try:
+            programs[name] = steps.build(name, job, copies)
+        except steps.UnavailableError as error:
+            skipped[name] = str(error)
+    timed = {name: Timed(tuple(p.advance for p in made), made[0].active) for name, made in programs.items()}
+    times = measure(timed, options.device, options.min_time)
+    hosts = {
+        name: times[name] if options.device == "cpu" else host_time(one, options.device)
+        for name, one in timed.items()
+        if options.device == "cuda" or job.numel <= SMALL
+    }
+    peaks = {name: peak_bytes(one.copies[0], one.active, options.device) for name, one in timed.items()}
+    return report.Point(job, case, dtype, cold, copies * 3 * job.state_bytes, times, hosts, peaks)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    known = [*steps.OURS, *steps.PEERS]
+    p = argparse.ArgumentParser(prog="python -m benchmarks.update", description=__doc__.splitlines()[0])
+    p.add_argument("--sizes", type=_sizes, help="numbers of elements, as 2^8,2^16 or 1000 (default 2^8 ... 2^24)")
+    p.add_argument("--shapes", type=_shapes, help=f"shapes, as 1x4x8x8,16x4x128x128 (default {_text(SHAPES)})")
+    p.add_argument("--dtypes", type=_names(list(steps.DTYPES)), help="float32,bfloat16")
+    p.add_argument("--cases", type=_names(["deterministic", "noise"]), help="deterministic,noise")
+    p.add_argument("--programs", type=_names(known), default=known, help=",".join(known))
+    p.add_argument("--min-time", type=float, help="seconds per program and point (default 0.3; quick 0.05)")
+    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    p.add_argument("--quick", action="store_true", help="less than a minute: float32, the promised figures only")
+    p.add_argument("--gpu", action="store_true", help="device cuda, sizes to 2^26, warm and cold L2")
+    p.add_argument("--out", type=Path, help="name of the results (default benchmarks/results/update-DEVICE)")
+    p.add_argument("--plot", action="store_true", help="also draw NAME.png (needs matplotlib)")
+    o = p.parse_args(arguments)
+    if o.gpu and not torch.cuda.is_available():
+        p.error("--gpu: torch finds no CUDA device here")
+    o.device = "cuda" if o.gpu else "cpu"
+    largest, chosen = (26 if o.gpu else 24), o.sizes is not None or o.shapes is not None
+    sizes = o.sizes if chosen else ([2**24] if o.quick else [2**k for k in range(8, largest + 1, 2)])
+    shapes = o.shapes if chosen else (SHAPES[::2] if o.quick else SHAPES)
+    o.shapes = [*((1, n) for n in sizes or ()), *(shapes or ())]
+    o.dtypes = o.dtypes or (["float32"] if o.quick else list(steps.DTYPES))
+    o.cases = o.cases or ["deterministic", "noise"]
+    o.min_time = o.min_time if o.min_time is not None else (0.05 if o.quick else 0.3)
+    # beyond the limit a quick run keeps what the promised figures need: ours and the yardsticks
+    o.small_only = ["reference", *steps.PEERS] if o.quick and not chosen else []
+    o.small_limit = 2**20
+    o.out = o.out or Path(__file__).resolve().parent / "results" / f"update-{o.device}"
+    if o.plot:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError as error:
+            p.error(f"--plot: {error}; pip install matplotlib")
+    return o
+
+
+def _number(text: str) -> int:
+    match = re.fullmatch(r"(\d+)(?:\^(\d+))?", text.strip())
+    if not match or int(match[1]) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed are whole numbers and powers such as 2^16")
+    base, power = int(match[1]), int(match[2] or 1)
+    return int(base**power)
+
+
+def _sizes(text: str) -> list[int]:
+    return [_number(part) for part in text.split(",")]
+
+
+def _shapes(text: str) -> list[tuple[int, ...]]:
+    return [tuple(_number(n) for n in part.split("x")) for part in text.split(",")]
+
+
+def _text(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ",".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def _names(allowed: list[str]) -> Any:
+    def read(text: str) -> list[str]:
+        wrong = [name for name in text.split(",") if name not in allowed]
+        if wrong:
+            raise argparse.ArgumentTypeError(f"got {', '.join(wrong)}, allowed are {', '.join(allowed)}")
+        return text.split(",")
+
+    return read
+
+
+if __name__ == "__main__":
+    sys.exit(main())
