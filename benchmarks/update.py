@@ -38,45 +38,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     facts = machine(options.device)
-    load, threads = facts["load_average_at_start"][0], facts["threads"]
+    load = facts["load_average_at_start"][0]
     if load > 0.3:
         print(f"note: load average {load} at the start: something else runs here, the figures will be worse than real")
     timestamp, started = now(), time.perf_counter()
+    facts["command"] = ["python", "-m", "benchmarks.update", *(sys.argv[1:] if arguments is None else arguments)]
     points: list[report.Point] = []
     skipped: dict[str, str] = {}
-    plan = [
-        (shape, dtype, case, cold)
+    jobs = [
+        (steps.Job(shape, steps.DTYPES[dtype], case == "noise", options.device), case, dtype)
         for shape in options.shapes
         for dtype in options.dtypes
         for case in options.cases
-        for cold in ((False, True) if options.device == "cuda" else (False,))
     ]
-    for number, (shape, dtype, case, cold) in enumerate(plan, 1):
-        job = steps.Job(shape, steps.DTYPES[dtype], case == "noise", options.device)
-        print(f"[{number}/{len(plan)}] {shape} {dtype} {case}{' cold' if cold else ''}", file=sys.stderr, flush=True)
-        with torch.inference_mode():
-            points.append(run(job, case, dtype, cold, options, skipped))
-        gc.collect()
-    facts["seconds"] = round(time.perf_counter() - started, 1)
-    facts["skipped"] = skipped
-    facts["command"] = ["python", "-m", "benchmarks.update", *(sys.argv[1:] if arguments is None else arguments)]
-    records = report.records(points, device_name(options.device), timestamp, facts["fastsample"], threads)
-    write_csv(options.out.with_suffix(".csv"), records)
-    text = report.text(points, facts, skipped)
-    facts["must_reach"] = report.must_reach(points, facts)
-    options.out.with_suffix(".json").write_text(json.dumps({"timestamp": timestamp, **facts}, indent=1) + "\n")
-    print(text)
+    for number, (job, case, dtype) in enumerate(jobs):
+        spent = time.perf_counter() - started
+        if options.budget and spent > options.budget:
+            skipped["points"] = (
+                f"the last {len(jobs) - number} of {len(jobs)} points: --budget {options.budget:g} is spent"
+            )
+            break
+        print(f"[{spent:.0f} s, {number + 1}/{len(jobs)}] {job.shape} {dtype} {case}", file=sys.stderr, flush=True)
+        torch._dynamo.reset()  # fixed shapes: each point is compiled afresh, which must not count as recompilation
+        for cold in (False, True) if options.device == "cuda" else (False,):
+            with torch.inference_mode():
+                points.append(run(job, case, dtype, cold, options, skipped))
+            gc.collect()
+        facts |= {"seconds": round(time.perf_counter() - started, 1), "skipped": skipped}
+        save(options.out, points, facts, timestamp)  # after every point: a run that is stopped leaves what it has
+    save(options.out, points, facts, timestamp)
+    print(report.text(points, facts, skipped))
     if options.plot:
         report.plot(points, options.out.with_suffix(".png"))
     print(f"\nwritten: {options.out.with_suffix('.csv')} and .json{' and .png' if options.plot else ''}")
     return 0
 
 
+def save(out: Path, points: list[report.Point], facts: dict[str, Any], timestamp: str) -> None:
+    device = points[0].job.device
+    lines = report.records(points, device_name(device), timestamp, facts["fastsample"], facts["threads"])
+    write_csv(out.with_suffix(".csv"), lines)
+    content = {"timestamp": timestamp, **facts, "must_reach": report.must_reach(points, facts)}
+    out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+
+
 def run(
     job: steps.Job, case: str, dtype: str, cold: bool, options: argparse.Namespace, skipped: dict[str, str]
 ) -> report.Point:
     """All programs at one point, in turn."""
-    torch._dynamo.reset()  # fixed shapes: each point is compiled afresh, and old ones do not count as recompilations
     copies = 1
     if cold:
         cache = torch.cuda.get_device_properties(0).L2_cache_size
@@ -108,7 +117,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--dtypes", type=_names(list(steps.DTYPES)), help="float32,bfloat16")
     p.add_argument("--cases", type=_names(["deterministic", "noise"]), help="deterministic,noise")
     p.add_argument("--programs", type=_names(known), default=known, help=",".join(known))
-    p.add_argument("--min-time", type=float, help="seconds per program and point (default 0.3; quick 0.05)")
+    p.add_argument("--min-time", type=float, help="seconds per program and point (default 0.3; quick and gpu 0.05)")
+    p.add_argument("--budget", type=float, help="seconds after which no further point begins (default 130 with --gpu)")
     p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     p.add_argument("--quick", action="store_true", help="less than a minute: float32, the promised figures only")
     p.add_argument("--gpu", action="store_true", help="device cuda, sizes to 2^26, warm and cold L2")
@@ -118,13 +128,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if o.gpu and not torch.cuda.is_available():
         p.error("--gpu: torch finds no CUDA device here")
     o.device = "cuda" if o.gpu else "cpu"
-    largest, chosen = (26 if o.gpu else 24), o.sizes is not None or o.shapes is not None
-    sizes = o.sizes if chosen else ([2**24] if o.quick else [2**k for k in range(8, largest + 1, 2)])
-    shapes = o.shapes if chosen else (SHAPES[::2] if o.quick else SHAPES)
-    o.shapes = [*((1, n) for n in sizes or ()), *(shapes or ())]
+    chosen = o.sizes is not None or o.shapes is not None
+    if not chosen:
+        o.shapes = SHAPES[::2] if o.quick else SHAPES
+        o.sizes = [2**24] if o.quick else [2**k for k in ((24, 16, 20, 26, 12, 8) if o.gpu else range(8, 25, 2))]
+    o.shapes = [*(o.shapes or ()), *((1, n) for n in o.sizes or ())]
+    o.budget = o.budget if o.budget is not None else (130.0 if o.gpu else 0.0)
     o.dtypes = o.dtypes or (["float32"] if o.quick else list(steps.DTYPES))
     o.cases = o.cases or ["deterministic", "noise"]
-    o.min_time = o.min_time if o.min_time is not None else (0.05 if o.quick else 0.3)
+    o.min_time = o.min_time if o.min_time is not None else (0.05 if o.quick or o.gpu else 0.3)
     # beyond the limit a quick run keeps what the promised figures need: ours and the yardsticks
     o.small_only = ["reference", *steps.PEERS] if o.quick and not chosen else []
     o.small_limit = 2**20

@@ -125,9 +125,7 @@ def sample(
         if first is not None and first != 0:
             raise ValueError("start: got a ready plan too; make that of path[start:], and give start=0")
         if isinstance(model, Network) and model.prediction != plan.prediction:
-            raise ValueError(
-                f"plan: is for {plan.prediction!r} networks, but the model predicts {model.prediction!r}"
-            )
+            raise ValueError(f"plan: is for {plan.prediction!r} networks, but the model predicts {model.prediction!r}")
     if denoised:
         plan = plan.with_denoised()
 

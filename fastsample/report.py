@@ -72,7 +72,8 @@ def _density(points: npt.NDArray[np.float32], size: int = 160) -> Pixels:
     reach = 1.1 * float(np.abs(points).max()) or 1.0
     counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=size, range=[[-reach, reach]] * 2)
     light = np.sqrt(counts / counts.max())[::-1]  # y upwards
-    return (255 * light).astype(np.uint8)
+    gray: Pixels = (255 * light).astype(np.uint8)
+    return gray
 
 
 def _enlarge(pixels: Pixels) -> Pixels:

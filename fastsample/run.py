@@ -162,11 +162,10 @@ class PlanRun:
             if i == 0:
                 self._check(told)
             pair = told if self.guided else (told, told)
-            terms = [slots[j] if j >= 0 else pair[-1 - j] for j in call.terms]
+            terms: list[Any] = [slots[j] if j >= 0 else pair[-1 - j] for j in call.terms]
             key, noise = self._noises(self.plan.table[i])
-            made = apply(
-                terms, self._device.table, self._device.steps[i], key, noise, len(call.outputs), self._casts(terms, call)
-            )
+            step, casts = self._device.steps[i], self._casts(terms, call)
+            made = apply(terms, self._device.table, step, key, noise, len(call.outputs), casts)
             for j, value in zip(call.outputs, made, strict=True):
                 slots[j] = value
 
@@ -217,9 +216,7 @@ class PlanRun:
         assert self._noise is not None
         xi, x = self._noise.get(draw), self._slots[0]
         if xi is None:
-            raise ValueError(
-                f"noise: got none for draw {draw}; the plan has {self.plan.draws} draws (0 is the start)"
-            )
+            raise ValueError(f"noise: got none for draw {draw}; the plan has {self.plan.draws} draws (0 is the start)")
         if not isinstance(xi, Tensor) or not xi.is_floating_point():
             raise TypeError(f"noise: draw {draw} is {getattr(xi, 'dtype', type(xi).__name__)}, need a floating tensor")
         if xi.shape != x.shape or xi.device != x.device:

@@ -144,7 +144,13 @@ def test_callback_sees_the_denoised_data():
     seen = []
     m = GaussianMixture.ring()
     x = sample(
-        m, (5, 2), path=vp_path(6), solver="dpmpp-1", seed=0, denoised=True, callback=lambda i: seen.append(i.denoised.clone())
+        m,
+        (5, 2),
+        path=vp_path(6),
+        solver="dpmpp-1",
+        seed=0,
+        denoised=True,
+        callback=lambda i: seen.append(i.denoised.clone()),
     )
     torch.testing.assert_close(seen[-1], x, rtol=0, atol=1e-6)
     assert not torch.equal(seen[0], seen[1])
@@ -414,7 +420,7 @@ def test_progress_is_a_bar_on_stderr(capsys):
 
 def test_the_mixture_is_sampled_by_its_own_law():
     """DDPM with 200 steps and the exact network: chi-square over 8 modes (7 degrees of freedom: 42 is exceeded with
-    probability 5e-7), and the mean squared distance to the nearest mode within 5 standard errors plus 3 % for the steps.
+    probability 5e-7), and the mean squared distance to the nearest mode within 5 standard errors plus 3 % for steps.
     """
     m, n = GaussianMixture.ring(std=0.1), 8000
     x = sample(m, n, path=vp_path(200), solver="ddpm", seed=0).double()

@@ -25,7 +25,9 @@ def by_hand(m: GaussianMixture, x: np.ndarray, alpha: float, sigma: float):
     logs, data, noise = [], [], []
     for weight, mean, std in zip(m.weights.numpy(), m.means.numpy(), m.std.numpy(), strict=True):
         away, variance = x - alpha * mean, alpha**2 * std**2 + sigma**2
-        logs.append(math.log(weight) - 0.5 * (away**2).sum() / variance - 0.5 * x.size * math.log(2 * math.pi * variance))
+        logs.append(
+            math.log(weight) - 0.5 * (away**2).sum() / variance - 0.5 * x.size * math.log(2 * math.pi * variance)
+        )
         data.append(mean + alpha * std**2 / variance * away)
         noise.append(sigma / variance * away)
     top = max(logs)

@@ -72,7 +72,12 @@ def test_conditions_that_cannot_share_a_batch_take_two_calls():
         return x
 
     x, t = torch.zeros(2, 3), torch.zeros(2)
-    for cond, uncond in (("a cat", "a dog"), (torch.zeros(2, 7), torch.zeros(2, 5)), (torch.zeros(2), None), ((1,), (1, 2))):
+    for cond, uncond in (
+        ("a cat", "a dog"),
+        (torch.zeros(2, 7), torch.zeros(2, 5)),
+        (torch.zeros(2), None),
+        ((1,), (1, 2)),
+    ):
         calls.clear()
         out = Network(model).guided(cond, uncond)(x, t)
         assert len(out) == 2
