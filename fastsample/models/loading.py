@@ -104,9 +104,7 @@ def _import_module(source: str) -> Any:
     try:
         return importlib.import_module(source)
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"model: no module {error.name!r}; give path.py:factory or an installed module"
-        ) from error
+        raise ValueError(f"model: no module {error.name!r}; give path.py:factory or an installed module") from error
     except Exception as error:
         raise ValueError(f"model: {source} could not be loaded: {_brief(error)}") from error
 
