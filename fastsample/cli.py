@@ -63,7 +63,7 @@ def _shared(command: Any) -> Any:
         (
             click.option("--steps", type=int, default=20, show_default=True, help="Steps of the path."),
             click.option("--schedule", help="Noise schedule; by default that of the model."),
-            click.option("--grid", help="How the steps are spaced; by default evenly in log-SNR."),
+            click.option("--grid", help="How the steps are spaced; by default evenly in log-SNR, to clean data."),
             click.option("--prediction", help="What the network predicts, if the model does not say so."),
             click.option("--guidance", type=float, help="Weight of classifier-free guidance."),
             click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="For the solver."),
@@ -107,10 +107,12 @@ def sample(**choice: Any) -> None:
 def plan(solver: str, options: Sequence[str], traceback: bool, as_json: bool, **choice: Any) -> None:
     """Print the table of a solver."""
     from .grids import make_path
-    from .loop import GRID, SCHEDULE
+    from .loop import SCHEDULE, usual_grid
     from .plan import make_plan
+    from .schedules import make_schedule
 
-    path = make_path(choice["schedule"] or SCHEDULE, choice["grid"] or GRID, choice["steps"])
+    schedule = make_schedule(choice["schedule"] or SCHEDULE)
+    path = make_path(schedule, choice["grid"] or usual_grid(schedule), choice["steps"])
     made = make_plan(
         solver, path, prediction=choice["prediction"] or "eps", guidance=choice["guidance"], **_options(options)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ from .path import Path
 from .plan import Plan, make_plan
 from .run import Noise, PlanRun, Run, StepInfo
 
-__all__ = ["StepInfo", "StopSampling", "Trajectory", "check_finite", "drive", "plan_for", "sample"]
+if TYPE_CHECKING:
+    from .schedules import Schedule
+
+__all__ = ["StepInfo", "StopSampling", "Trajectory", "check_finite", "drive", "plan_for", "sample", "usual_grid"]
 
 Callback = Callable[[StepInfo], Any]
 Seed = int | Sequence[int] | torch.Generator
 
-SOLVER, SCHEDULE, GRID, STEPS = "dpmpp-2m", "vp-linear", "log-snr", 20  # of those who do not choose
+SOLVER, SCHEDULE, STEPS = "dpmpp-2m", "vp-linear", 20  # of those who do not choose
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -72,7 +75,7 @@ def sample(
         x: shape ``(B, ...)`` of the samples (or B alone if the model has a ``shape``), to start from noise; or a
             tensor: the state at the first time of the path, or data when ``start`` is given.
         solver, steps, schedule, grid: name of the solver (default ``"dpmpp-2m"``), number of steps (20), name or object
-            of the schedule (the model's own, else ``"vp-linear"``), name of the grid or list of times (``"log-snr"``).
+            of the schedule (the model's own, else ``"vp-linear"``), name of the grid or list of times (`usual_grid`).
         path: a `Path` in place of steps, schedule and grid.
         plan: a ready `Plan` in place of solver, path, prediction, guidance and options.
         prediction: what the model predicts, if it does not say so itself.
@@ -242,9 +245,10 @@ def plan_for(
     """The plan that `sample` runs for these arguments."""
     if path is None:
         from .grids import make_path
+        from .schedules import make_schedule
 
-        schedule = schedule if schedule is not None else network.schedule or SCHEDULE
-        path = make_path(schedule, GRID if grid is None else grid, STEPS if steps is None else steps)
+        schedule = make_schedule(schedule if schedule is not None else network.schedule or SCHEDULE)
+        path = make_path(schedule, usual_grid(schedule) if grid is None else grid, STEPS if steps is None else steps)
     elif not (steps is None and schedule is None and grid is None):
         raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
     if start is not None:
@@ -261,6 +265,12 @@ def plan_for(
         input_scaling=scaling,
         **options,
     )
+
+
+def usual_grid(schedule: Schedule) -> str:
+    """The grid of those who do not choose: even in log-SNR, then clean data; even in time if the log-SNR is infinite."""
+    ends = schedule.lam(np.array([schedule.t_max, schedule.t_min]))
+    return "exponential" if np.isfinite(ends).all() else "uniform"
 
 
 def _keys(seed: Seed | None, sample_ids: Sequence[int] | Tensor | None, batch: int, device: torch.device) -> Tensor:

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsample
 from fastsample import GaussianMixture, Network, StopSampling, make_plan, noise, sample
-from fastsample.loop import drive
+from fastsample.loop import drive, plan_for
 from fastsample.run import PlanRun
+from fastsample.schedules import SCHEDULES
 
 from .conftest import vp_path
 
@@ -392,8 +393,6 @@ def test_channels_last_in_channels_last_out():
 
 def test_variance_preserving_states_are_not_scaled_twice():
     """A network fed the normalised state is fed the state itself on a VP path: no slot for a copy."""
-    from fastsample.loop import plan_for
-
     network = GaussianMixture.ring().network()
     assert [s.name for s in plan_for(network, path=vp_path(4), solver="euler").slots] == ["x"]
     assert [s.name for s in plan_for(network, path=vp_path(4).ve(), solver="euler").slots] == ["x", "input"]
@@ -469,6 +468,16 @@ def test_bad_arguments(arguments, error, words):
 def test_a_plan_of_another_prediction():
     with pytest.raises(ValueError, match="plan: is for 'eps' networks, but the model predicts 'v'"):
         sample(Network(rowwise, "v"), (2, 3), plan=make_plan("euler", vp_path(3)), seed=0)
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+def test_every_schedule_has_a_usual_grid(schedule):
+    """Also one whose log-SNR is infinite at its ends; the last state is clean data."""
+    prediction = "flow" if schedule == "flow" else "eps"
+    plan = plan_for(Network(rowwise, prediction), schedule=schedule, steps=7)
+    assert plan.nfe == plan.path.steps == 7
+    assert plan.path.sigma[-1] == 0
+    sample(lambda x, t: torch.tanh(x), (2, 3), schedule=schedule, prediction=prediction, steps=7, seed=0)
 
 
 def test_empty_batch():
