@@ -268,7 +268,7 @@ def plan_for(
 
 
 def usual_grid(schedule: Schedule) -> str:
-    """The grid of those who do not choose: even in log-SNR, then clean data; even in time if the log-SNR is infinite."""
+    """The grid of those who do not choose: even in log-SNR, then clean data; in time where that is infinite."""
     ends = schedule.lam(np.array([schedule.t_max, schedule.t_min]))
     return "exponential" if np.isfinite(ends).all() else "uniform"
 
