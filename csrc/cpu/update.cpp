@@ -9,6 +9,7 @@ namespace FS_ISA {
 namespace {
 
 constexpr int kTile = kUpdateTile, kStridedTile = 512;
+constexpr int64_t kFar = 1 << 18;  // elements from which on the terms do not lie in the second-level cache
 
 struct Span {
   void* p;
@@ -135,10 +136,23 @@ void dense_by_terms(const Job<typename Lane<V>::Scalar>& job, int64_t n, bool al
     all_f32 ? dense<V, L, 8, true>(job, n) : dense<V, L, 8, false>(job, n);
 }
 
+// What the row will read of a tile, fetched while its normals are made: memory and arithmetic then overlap.
+struct Ahead {
+  Span span[kTerms];
+  int count = 0;
+  FS_HD void fetch(int64_t i, int64_t n) const {
+    for (int s = 0; s < count; ++s) {
+      const char* p = static_cast<const char*>(span[s].p);
+      for (int64_t at = bytes(span[s].type, i); at < bytes(span[s].type, i + n); at += 64) __builtin_prefetch(p + at);
+    }
+  }
+};
+
 // Normals for `n` elements from a chunk boundary on; writes up to 64 more.
-void normals(uint64_t seed, uint64_t counter, int64_t n, float* out) {
+void normals(uint64_t seed, uint64_t counter, int64_t n, const Ahead& ahead, float* out) {
   constexpr int kWidth = U32::kWidth;
   for (int64_t i = 0; i < n; i += 4 * kWidth, counter += kWidth) {
+    ahead.fetch(i, 4 * kWidth);
     const uint32_t low = static_cast<uint32_t>(counter);
     if (low + static_cast<uint32_t>(kWidth - 1) < low) {  // the low word wraps inside this vector
       for (int c = 0; c < kWidth; ++c) normals_at(seed, counter + c, out + i + 4 * c);
@@ -151,7 +165,7 @@ void normals(uint64_t seed, uint64_t counter, int64_t n, float* out) {
     store_chunks(out + i, z);
   }
 }
-void normals(uint64_t seed, uint64_t counter, int64_t n, double* out) {
+void normals(uint64_t seed, uint64_t counter, int64_t n, const Ahead&, double* out) {
   for (int64_t i = 0; i < n; i += 2) normals_at(seed, counter++, out + i);
 }
 
@@ -247,15 +261,21 @@ void run(const UpdateArgs& a, int64_t begin, int64_t end) {
     const int64_t n = a.numel - i0 < kTile ? a.numel - i0 : kTile;
     const int64_t step = a.step[a.per_sample_step ? sample : 0];
     if (step != prepared) prepare(a, prepared = step, job);
-    if (a.key)
+    const auto at = [&](const Operand& o) { return advance({o.data, o.dtype}, sample * o.batch_stride + i0); };
+    if (a.key) {
+      Ahead ahead;
+      const bool far = a.unit && a.batch * a.numel >= kFar;
+      for (int j = 0; far && j < a.n_terms; ++j)
+        if (job.mask >> j & 1) ahead.span[ahead.count++] = at(a.terms[j]);
       for (int r = 0; r < a.n_noises; ++r)
         if (job.mask >> (9 + r) & 1) {
           const uint64_t seed = a.key[2 * sample], offset = a.key[2 * sample + 1];
-          normals(seed, offset + job.draw[r] * a.chunks + i0 / Chunk<S>::kSize, n, xi[r]);
+          normals(seed, offset + job.draw[r] * a.chunks + i0 / Chunk<S>::kSize, n, ahead, xi[r]);
+          ahead.count = 0;
         }
+    }
     int64_t done = 0;
     if (a.unit) {
-      const auto at = [&](const Operand& o) { return advance({o.data, o.dtype}, sample * o.batch_stride + i0); };
       for (int j = 0; j < a.n_terms; ++j) job.term[j] = at(a.terms[j]);
       for (int k = 0; k < a.n_outs; ++k) job.out[k] = at(a.outs[k]);
       for (int r = 0; r < a.n_noises; ++r)
