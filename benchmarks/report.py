@@ -217,35 +217,29 @@ def plot(points: Sequence[Point], path: Path) -> None:
     from matplotlib import pyplot
 
     groups = sorted({(p.case, p.dtype, p.cold) for p in points})
+    names = [n for n in (*YARDSTICKS, *OURS, *PEERS) if any(n in p.times for p in points)]
     figure, axes = pyplot.subplots(1, len(groups), figsize=(5 * len(groups), 4.5), sharey=True, squeeze=False)
-    for axis, (case, dtype, cold) in zip(axes[0], groups, strict=True):
-        chosen = sorted(
-            (
-                p
-                for p in points
-                if (p.case, p.dtype, p.cold) == (case, dtype, cold) and p.job.shape[1:] == (p.job.numel,)
-            ),
-            key=lambda p: p.job.numel,
-        )
-        for name in (*YARDSTICKS, *OURS, *PEERS):
+    shown = {}
+    for axis, group in zip(axes[0], groups, strict=True):
+        chosen = [p for p in points if (p.case, p.dtype, p.cold) == group and p.job.shape == (1, p.job.numel)]
+        chosen.sort(key=lambda p: p.job.numel)
+        for i, name in enumerate(names):
             found = [(p.job.numel, *p.times[name].quantiles()) for p in chosen if name in p.times]
-            if found:
-                sizes, middle, low, high = zip(*found, strict=True)
-                style = "--" if name in YARDSTICKS else "-"
-                (line,) = axis.plot(sizes, [1e6 * t for t in middle], style, marker=".", label=name)
-                axis.fill_between(
-                    sizes,
-                    [1e6 * t for t in low],
-                    [1e6 * t for t in high],
-                    color=line.get_color(),
-                    alpha=0.15,
-                    linewidth=0,
-                )
-        axis.set(xscale="log", yscale="log", xlabel="elements", title=f"{case}, {dtype}{', cold L2' if cold else ''}")
+            if not found:
+                continue
+            sizes, *times = zip(*found, strict=True)
+            middle, low, high = ([1e6 * t for t in column] for column in times)
+            style = "--" if name in YARDSTICKS else "-"
+            (shown[name],) = axis.plot(sizes, middle, style, marker=".", label=name, color=f"C{i}")
+            axis.fill_between(sizes, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
+        case, dtype, cold = group
+        axis.set(yscale="log", xlabel="elements", title=f"{case}, {dtype}{', cold L2' if cold else ''}")
         axis.set_xscale("log", base=2)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("us per step")
-    axes[0][0].legend(fontsize="small")
+    axes[0][-1].legend(
+        handles=[shown[n] for n in names if n in shown], fontsize="small", loc="upper left", bbox_to_anchor=(1, 1)
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
