@@ -201,5 +201,6 @@ def test_bad_calls():
         m.eps(torch.zeros(2, 3), 1.0, torch.ones(3))
     with pytest.raises(ValueError, match="count, sample_ids"):
         m.sample()
-    with pytest.raises(ValueError, match="prediction: got 'noise'"):
-        m.network("noise")
+    for prediction in ("noise", "score"):
+        with pytest.raises(ValueError, match=f"prediction: got '{prediction}', allowed are eps, x0, v, flow"):
+            m.network(prediction)

@@ -162,14 +162,14 @@ class GaussianMixture:
     def network(self, prediction: str = "v") -> Network:
         """The ideal network of this data: told the log-SNR and fed the VP-normalised state, so that any path will do.
 
-        ``prediction``: ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``; or ``"flow"``, which is told the time of rectified
-        flow (``alpha = 1 - t, sigma = t``) and fed the state as it is.
+        ``prediction``: ``"eps"``, ``"x0"`` or ``"v"``; or ``"flow"``, which is told the time of rectified flow
+        (``alpha = 1 - t, sigma = t``) and fed the state as it is.  A score is no choice: it has the unit of the state,
+        which the log-SNR does not tell.
         """
         made: dict[str, Callable[[Tensor, Level, Level], Tensor]] = {
             "eps": self.eps,
             "x0": self.x0,
             "v": self.v,
-            "score": self.score,
         }
         if prediction == "flow":
             return Network(
