@@ -22,8 +22,9 @@ class Network:
     Args:
         fn: the network. ``x`` is ``(B, ...)``; ``t`` is ``(B,)`` float32 (float64 for float64 states) on the device of
             ``x``; it returns one prediction per element, in any floating dtype.
-        prediction: ``"eps"`` (noise), ``"x0"`` (data), ``"v"`` (alpha eps - sigma x0), ``"score"`` (-eps / sigma, of the unscaled state),
-            ``"flow"`` (eps - x0), ``"edm"`` (the raw output of Karras et al. 2022, arXiv 2206.00364).
+        prediction: ``"eps"`` (noise), ``"x0"`` (data), ``"v"`` (alpha eps - sigma x0), ``"score"`` (-eps / sigma,
+            of the unscaled state), ``"flow"`` (eps - x0), ``"edm"`` (the raw output of Karras et al. 2022,
+            arXiv 2206.00364).
         time: what ``t`` means: ``"t"`` (the schedule's own time), ``"log-snr"`` (log(alpha / sigma)), ``"sigma"``
             (sigma / alpha), ``"log-sigma"`` (a quarter of its logarithm) or ``"index"`` (row of a discrete schedule).
         input_scaling: ``"none"`` (fed the state), ``"vp"`` (fed the state over sqrt(alpha^2 + sigma^2), and predicts
