@@ -29,7 +29,6 @@ from benchmarks import report, steps
 from benchmarks.harness import Timed, device_name, host_time, machine, measure, now, peak_bytes, write_csv
 
 SHAPES = ((1, 4, 8, 8), (1, 4, 128, 128), (16, 4, 128, 128))
-SMALL = 2**12  # up to here the time of a step is host time
 COPIES = 256  # most copies of a program's memory, to keep a GPU's L2 cold
 
 
@@ -103,14 +102,14 @@ def run(
     hosts = {
         name: times[name] if options.device == "cpu" else host_time(one, options.device)
         for name, one in timed.items()
-        if options.device == "cuda" or job.numel <= SMALL
+        if options.device == "cuda" or job.numel <= steps.SMALL
     }
     peaks = {name: peak_bytes(one.copies[0], one.active, options.device) for name, one in timed.items()}
     return report.Point(job, case, dtype, cold, copies * 3 * job.state_bytes, times, hosts, peaks)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    known = [*steps.OURS, *steps.PEERS]
+    known = [*steps.OURS, steps.CHECKED, *steps.PEERS]
     p = argparse.ArgumentParser(prog="python -m benchmarks.update", description=__doc__.splitlines()[0])
     p.add_argument("--sizes", type=_sizes, help="numbers of elements, as 2^8,2^16 or 1000 (default 2^8 ... 2^24)")
     p.add_argument("--shapes", type=_shapes, help=f"shapes, as 1x4x8x8,16x4x128x128 (default {_text(SHAPES)})")

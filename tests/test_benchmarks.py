@@ -14,10 +14,10 @@ import torch
 from benchmarks import report, steps, update
 from benchmarks.harness import COLUMNS, Times, peak_bytes, ratio
 from fastsample import noise
-from fastsample.ops import update_
 
 PROGRAMS = [
     "native",
+    "native-checked",
     "reference",
     "eager",
     "k-diffusion",
@@ -85,7 +85,7 @@ def test_same_numbers(name, stochastic, dtype):
     size_d = (k.alpha * x).abs() + (k.sigma * e).abs()
     expected_x = k.a * x + k.b0 * expected_d + k.b1 * d + k.c * xi.double()
     size_x = (k.a * x).abs() + abs(k.b0) * size_d + (k.b1 * d).abs() + (k.c * xi.double()).abs()
-    own = name in steps.OURS
+    own = name in (*steps.OURS, steps.CHECKED)
     relative, store = (7 * 2.0**-24, UNIT[dtype]) if own else (16 * UNIT[dtype], 0.0)
     if name in ("k-diffusion", "diffusers"):
         relative += tensor_coefficient_error() * 2.0**-24
@@ -162,7 +162,7 @@ def test_ratio_pairs_rounds():
 
 def test_a_tiny_run(tmp_path, capsys):
     out = tmp_path / "results" / "tiny"
-    programs = "native,eager,k-diffusion,diffusers"
+    programs = "native,native-checked,eager,k-diffusion,diffusers"
     arguments = ["--sizes", "2^8", "--shapes", "2x3x5x7", "--programs", programs, "--min-time", "0", "--threads", "1"]
     assert update.main([*arguments, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -219,19 +219,3 @@ def test_wrong_arguments_are_named(capsys):
         printed = capsys.readouterr().err
         assert option in printed
         assert "allowed are" in printed
-
-
-def test_the_update_used_is_the_public_one():
-    """The program calls the op below the argument checks, as the loop does: the same numbers as the checked entry."""
-    job = steps.Job(SHAPE)
-    program = build("native", job)
-    x, e, d = job.inputs()
-    k = job.coefficients
-    table = torch.from_numpy(
-        steps.row.make_row(D={0: k.alpha, 1: -k.sigma}, outputs=[{0: k.a, "D": k.b0, 2: k.b1}, {"D": 1.0}])[None]
-    )
-    with program.active():
-        program.advance()
-        update_([x, d], [x, e, d], table, torch.zeros((), dtype=torch.int64))
-    assert torch.equal(program.state()[0], x)
-    assert torch.equal(program.state()[1], d)
