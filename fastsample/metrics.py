@@ -144,7 +144,8 @@ def _root(cov: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name}: got an eigenvalue of {float(values.min()):.3g}, need a positive semi-definite matrix"
         )
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    return root
 
 
 def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:

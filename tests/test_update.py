@@ -206,6 +206,11 @@ def test_gradients(backend):
         return tuple(update([a, b], torch.cat([t, table[:, row.DRAW :]], dim=1), steps, key, outputs=2))
 
     assert torch.autograd.gradcheck(run, (x, e, weights))
+    x32 = x.detach().float().requires_grad_()
+    update([x32, e.detach().bfloat16()], table, steps, key, outputs=2, dtypes=[torch.float32, torch.bfloat16])[
+        0
+    ].sum().backward()
+    assert x32.grad is not None
     with pytest.raises(RuntimeError, match="use fastsample"):
         update_([torch.empty(3, 4, dtype=torch.float64)], [x], table, ZERO)
 

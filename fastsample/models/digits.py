@@ -59,7 +59,8 @@ class _Block(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return x + self.conv2(F.silu(h))
+        result: Tensor = x + self.conv2(F.silu(h))
+        return result
 
 
 class _Attention(nn.Module):
@@ -76,11 +77,10 @@ class _Attention(nn.Module):
         b, c, h, w = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(tokens).reshape(b, h * w, 3, _HEADS, c // _HEADS).permute(2, 0, 3, 1, 4)
-        scores = (q * (c // _HEADS) ** -0.5) @ k.transpose(
-            -1, -2
-        )  # 49 x 49: the fused kernel's backward is slower here
+        scores = (q * (c // _HEADS) ** -0.5) @ k.transpose(-1, -2)  # 49 x 49: a fused backward is slower here
         mixed = (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(b, h * w, c)
-        return x + self.out(mixed).transpose(1, 2).reshape(b, c, h, w)
+        result: Tensor = x + self.out(mixed).transpose(1, 2).reshape(b, c, h, w)
+        return result
 
 
 class DigitsNet(nn.Module):

@@ -235,7 +235,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     per_sample = torch.stack(columns, dim=1)
     index = step.reshape(-1).expand(terms[0].shape[0])
     table_grad = torch.zeros_like(table).index_add(0, index, per_sample)
-    return term_grads, table_grad, None, None, noise_grads, None, [None] * n_dtypes
+    return term_grads, table_grad, None, None, noise_grads, None, None if n_dtypes else []
 
 
 def _refuse_gradient(keyset: Any, *args: Any) -> None:
