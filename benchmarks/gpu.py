@@ -49,6 +49,7 @@ def stages() -> list[Stage]:
         Stage("build", [python, "-c", build], 200),
         Stage("tests", [python, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "tests/gpu"], 150),
     ]
+    found.append(Stage("triton", [python, "-m", "pytest", "-p", "no:cacheprovider", "tests/triton_cases.py"], 100))
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     missing = "" if Path(sanitizer).exists() else "compute-sanitizer is not on this machine"
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
@@ -59,7 +60,7 @@ def stages() -> list[Stage]:
         found.append(Stage(tool, command, 45, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, missing))
     script = ROOT / "benchmarks" / "update.py"
     reason = "" if script.exists() else "benchmarks/update.py does not exist"
-    found.append(Stage("benchmark", [python, str(script), "--gpu"], 150, {}, reason))
+    found.append(Stage("benchmark", [python, str(script), "--gpu", "--budget", "140"], 180, {}, reason))
     return found
 
 

@@ -50,8 +50,31 @@ class Layout {
     STD_TORCH_CHECK(same, name, ": all terms, noises and outputs must have one shape");
     operand.data = x.data_ptr();
     operand.dtype = dtype_of(x, name);
-    for (int d = 0; d < dims; ++d) stride_[count_][d] = strides[d];
+    int64_t reach = 0;
+    for (int d = 0; d < dims; ++d) {
+      stride_[count_][d] = strides[d];
+      reach += (sizes[d] - 1) * strides[d];
+    }
+    const char* begin = static_cast<const char*>(operand.data);
+    begin_[count_] = begin;
+    end_[count_] = x.numel() ? begin + (reach + 1) * size_of(operand.dtype) : begin;
     operands_[count_++] = &operand;
+  }
+
+  // An output may be exactly a term, or apart from it. The first `outs` operands are the outputs.
+  void check_overlap(int outs) const {
+    for (int o = 0; o < outs; ++o) {
+      for (int d = 0; d < dims_; ++d)
+        STD_TORCH_CHECK(stride_[o][d] != 0 || size_[d] <= 1,
+                        "outs: got an expanded tensor, whose elements share memory");
+      for (int t = 0; t < count_; ++t) {
+        if (t == o || end_[o] <= begin_[t] || end_[t] <= begin_[o]) continue;
+        bool same = t >= outs && begin_[o] == begin_[t] && operands_[o]->dtype == operands_[t]->dtype;
+        for (int d = 0; same && d < dims_; ++d) same = size_[d] == 1 || stride_[o][d] == stride_[t][d];
+        STD_TORCH_CHECK(same,
+                        "outs: an output overlaps the memory of another tensor; it may be exactly a term, or apart");
+      }
+    }
   }
 
   // keep_samples: something depends on the sample. keep_order: something depends on the logical index in the sample.
@@ -103,6 +126,7 @@ class Layout {
  private:
   int dims_ = 0, count_ = 0;
   int64_t size_[kMaxDims], stride_[kMaxOperands][kMaxDims];
+  const char *begin_[kMaxOperands], *end_[kMaxOperands];
   Operand* operands_[kMaxOperands];
 };
 
@@ -125,6 +149,7 @@ inline UpdateArgs make_update_args(const Tensors& outs, const Tensors& terms, co
   for (size_t i = 0; i < outs.size(); ++i) layout.add(outs[i], "outs", a.outs[i]);
   for (size_t i = 0; i < terms.size(); ++i) layout.add(terms[i], "terms", a.terms[i]);
   for (size_t i = 0; i < noise.size(); ++i) layout.add(noise[i], "noise", a.noise[i]);
+  layout.check_overlap(a.n_outs);
   a.wide = false;
   for (int i = 0; i < a.n_outs; ++i) a.wide |= a.outs[i].dtype == DType::kF64;
   for (int i = 0; i < a.n_terms; ++i) a.wide |= a.terms[i].dtype == DType::kF64;

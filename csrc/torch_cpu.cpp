@@ -18,6 +18,9 @@ constexpr int64_t kGrain = 32768;
 
 static void update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
                        Tensors noise) {
+  for (const Tensors* group : {&outs, &terms, &noise})
+    for (const Tensor& x : *group) STD_TORCH_CHECK(x.is_cpu(), "outs, terms, noise: all must be on the CPU");
+  STD_TORCH_CHECK(table.is_cpu() && step.is_cpu() && (!key || key->is_cpu()), "table, step, key: must be on the CPU");
   const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise);
   for (int64_t i = 0; i < (a.per_sample_step ? a.batch : 1); ++i)
     STD_TORCH_CHECK(a.step[i] >= 0 && a.step[i] < a.rows, "step: got ", a.step[i], ", allowed are 0..", a.rows - 1);

@@ -71,7 +71,11 @@ def _check_memory(outs: Sequence[Tensor], terms: Sequence[Tensor], noise: Sequen
             other_lo, other_hi = _span(x)
             if hi <= other_lo or other_hi <= lo:
                 continue
-            same = lo == other_lo and out.stride() == x.stride() and out.dtype == x.dtype
+            same = (
+                lo == other_lo
+                and out.dtype == x.dtype
+                and all(n <= 1 or s == t for n, s, t in zip(out.shape, out.stride(), x.stride(), strict=True))
+            )
             if name.startswith("outs") or not same:
                 raise ValueError(f"outs[{i}]: overlaps the memory of {name}; an output may be exactly a term, or apart")
 

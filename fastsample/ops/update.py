@@ -39,8 +39,13 @@ def update_(
     ``(B,)``.  ``key``: ``(B, 2)`` uint64, or ``noise``: up to 2 tensors of the same shape.  No gradient flows: use
     ``update``.  Raises ``ValueError`` or ``TypeError`` before any memory is written.
     """
-    check(outs, terms, table, step, key, noise)
-    torch.ops.fastsample.update_(list(outs), list(terms), table, step, key, list(noise))
+    try:
+        torch.ops.fastsample.update_(list(outs), list(terms), table, step, key, list(noise))
+    except (RuntimeError, NotImplementedError) as error:  # what the kernel refused: say it better, at no cost otherwise
+        check(outs, terms, table, step, key, noise)
+        if str(error).startswith(("step: ", "key: ", "the strides ")):
+            raise ValueError(str(error).splitlines()[0]) from error
+        raise
 
 
 def update(
