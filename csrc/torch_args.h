@@ -64,6 +64,7 @@ class Layout {
   // An output may be exactly a term, or apart from it. The first `outs` operands are the outputs.
   void check_overlap(int outs) const {
     for (int o = 0; o < outs; ++o) {
+      if (begin_[o] == end_[o]) continue;  // no elements
       for (int d = 0; d < dims_; ++d)
         STD_TORCH_CHECK(stride_[o][d] != 0 || size_[d] <= 1,
                         "outs: got an expanded tensor, whose elements share memory");

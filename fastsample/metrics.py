@@ -100,7 +100,7 @@ def _map(images: Tensor, batch: int, logits: bool) -> Tensor:
         raise ValueError(f"batch: got {batch}, need at least 1")
     net = _network(str(images.device))
     call = net if logits else net.features
-    parts = [call(_ready(part)) for part in images.split(batch)]
+    parts = [call(_ready(part)) for part in torch.split(images, batch)]
     return torch.cat(parts).double().cpu()
 
 

@@ -93,14 +93,14 @@ def test_differentiable_in_the_state(net: DigitsNet) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"x": torch.zeros(4, 28, 28)}, ValueError, "x.*\\(4, 28, 28\\).*\\(B, 1, 28, 28\\)"),
-        ({"x": torch.zeros(4, 1, 32, 32)}, ValueError, "x.*\\(4, 1, 32, 32\\)"),
-        ({"x": torch.zeros(4, 1, 28, 28, dtype=torch.int32)}, TypeError, "x.*int32"),
-        ({"lam": torch.zeros(())}, ValueError, "lam.*\\(\\).*\\(4,\\)"),
-        ({"lam": torch.zeros(5)}, ValueError, "lam.*\\(5,\\)"),
-        ({"lam": torch.zeros(4, dtype=torch.int64)}, TypeError, "lam.*int64"),
-        ({"label": torch.zeros(3, dtype=torch.int64)}, ValueError, "label.*\\(3,\\)"),
-        ({"label": torch.zeros(4)}, TypeError, "label.*float32"),
+        ({"x": torch.zeros(4, 28, 28)}, ValueError, r"x.*\(4, 28, 28\).*\(B, 1, 28, 28\)"),
+        ({"x": torch.zeros(4, 1, 32, 32)}, ValueError, r"x.*\(4, 1, 32, 32\)"),
+        ({"x": torch.zeros(4, 1, 28, 28, dtype=torch.int32)}, TypeError, r"x.*int32"),
+        ({"lam": torch.zeros(())}, ValueError, r"lam.*\(\).*\(4,\)"),
+        ({"lam": torch.zeros(5)}, ValueError, r"lam.*\(5,\)"),
+        ({"lam": torch.zeros(4, dtype=torch.int64)}, TypeError, r"lam.*int64"),
+        ({"label": torch.zeros(3, dtype=torch.int64)}, ValueError, r"label.*\(3,\)"),
+        ({"label": torch.zeros(4)}, TypeError, r"label.*float32"),
         ({"label": torch.full((4,), 11)}, IndexError, ""),
     ],
 )
@@ -111,11 +111,11 @@ def test_forward_refuses(net: DigitsNet, change: dict[str, Tensor], error: type[
 
 
 def test_loading_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="dtype.*int32"):
+    with pytest.raises(TypeError, match=r"dtype.*int32"):
         load_digits(dtype=torch.int32)
     with monkeypatch.context() as patch:
         patch.setattr(digits, "WEIGHTS", tmp_path / "digits.safetensors")
-        with pytest.raises(FileNotFoundError, match="digits.safetensors is missing"):
+        with pytest.raises(FileNotFoundError, match=r"digits\.safetensors is missing"):
             load_digits()
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ImportError, match="pip install safetensors"):

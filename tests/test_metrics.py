@@ -30,7 +30,8 @@ def covariance(d: int, seed: int, rank: int | None = None) -> Tensor:
 
 
 def rotation(d: int, seed: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(d, d, generator=gen(seed), dtype=torch.float64))[0]
+    q: Tensor = torch.linalg.qr(torch.randn(d, d, generator=gen(seed), dtype=torch.float64))[0]
+    return q
 
 
 def vector(d: int, seed: int) -> Tensor:
@@ -104,16 +105,16 @@ def test_invariances() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"mu1": torch.zeros(2, 2)}, ValueError, "mu1.*\\(2, 2\\)"),
-        ({"mu2": torch.zeros(4)}, ValueError, "mu2.*\\(4,\\).*\\(3,\\)"),
-        ({"cov1": torch.eye(4)}, ValueError, "cov1.*\\(4, 4\\).*\\(3, 3\\)"),
-        ({"cov2": torch.eye(3)[0]}, ValueError, "cov2"),
-        ({"cov2": torch.eye(3) * float("nan")}, ValueError, "cov2.*NaN"),
-        ({"mu1": torch.full((3,), float("inf"))}, ValueError, "mu1.*infinity"),
-        ({"cov1": torch.tensor([[1.0, 0.5, 0], [0, 1, 0], [0, 0, 1]])}, ValueError, "cov1.*asymmetry"),
-        ({"cov1": torch.diag(torch.tensor([1.0, 1.0, -0.1]))}, ValueError, "cov1.*eigenvalue"),
-        ({"mu1": torch.zeros(3, dtype=torch.int64)}, TypeError, "mu1.*int64"),
-        ({"cov2": [[1.0]]}, TypeError, "cov2.*list"),
+        ({"mu1": torch.zeros(2, 2)}, ValueError, r"mu1.*\(2, 2\)"),
+        ({"mu2": torch.zeros(4)}, ValueError, r"mu2.*\(4,\).*\(3,\)"),
+        ({"cov1": torch.eye(4)}, ValueError, r"cov1.*\(4, 4\).*\(3, 3\)"),
+        ({"cov2": torch.eye(3)[0]}, ValueError, r"cov2"),
+        ({"cov2": torch.eye(3) * float("nan")}, ValueError, r"cov2.*NaN"),
+        ({"mu1": torch.full((3,), float("inf"))}, ValueError, r"mu1.*infinity"),
+        ({"cov1": torch.tensor([[1.0, 0.5, 0], [0, 1, 0], [0, 0, 1]])}, ValueError, r"cov1.*asymmetry"),
+        ({"cov1": torch.diag(torch.tensor([1.0, 1.0, -0.1]))}, ValueError, r"cov1.*eigenvalue"),
+        ({"mu1": torch.zeros(3, dtype=torch.int64)}, TypeError, r"mu1.*int64"),
+        ({"cov2": [[1.0]]}, TypeError, r"cov2.*list"),
     ],
 )
 def test_frechet_refuses(change: dict[str, object], error: type[Exception], words: str) -> None:
@@ -173,11 +174,11 @@ def test_digit_fid_orders_pictures() -> None:
 @pytest.mark.parametrize(
     ("images", "error", "words"),
     [
-        (torch.zeros(4, 28, 28), ValueError, "images.*\\(4, 28, 28\\).*\\(N, 1, 28, 28\\)"),
-        (torch.zeros(4, 3, 28, 28), ValueError, "images.*\\(4, 3, 28, 28\\)"),
-        (torch.zeros(4, 1, 28, 28, dtype=torch.int64), TypeError, "images.*int64"),
-        (torch.full((4, 1, 28, 28), float("nan")), ValueError, "images.*NaN"),
-        ([[0.0]], TypeError, "images.*list"),
+        (torch.zeros(4, 28, 28), ValueError, r"images.*\(4, 28, 28\).*\(N, 1, 28, 28\)"),
+        (torch.zeros(4, 3, 28, 28), ValueError, r"images.*\(4, 3, 28, 28\)"),
+        (torch.zeros(4, 1, 28, 28, dtype=torch.int64), TypeError, r"images.*int64"),
+        (torch.full((4, 1, 28, 28), float("nan")), ValueError, r"images.*NaN"),
+        ([[0.0]], TypeError, r"images.*list"),
     ],
 )
 def test_images_are_checked(images: Tensor, error: type[Exception], words: str) -> None:
@@ -187,7 +188,7 @@ def test_images_are_checked(images: Tensor, error: type[Exception], words: str) 
 
 
 def test_counts_are_checked() -> None:
-    with pytest.raises(ValueError, match="images.*got 1"):
+    with pytest.raises(ValueError, match=r"images.*got 1"):
         digit_fid(torch.zeros(1, 1, 28, 28))
-    with pytest.raises(ValueError, match="batch.*got 0"):
+    with pytest.raises(ValueError, match=r"batch.*got 0"):
         digit_features(torch.zeros(2, 1, 28, 28), batch=0)

@@ -62,7 +62,7 @@ def check(
 
 def _check_memory(outs: Sequence[Tensor], terms: Sequence[Tensor], noise: Sequence[Tensor]) -> None:
     for i, out in enumerate(outs):
-        if any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
+        if out.numel() and any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
             raise ValueError(f"outs[{i}]: got an expanded tensor, whose elements share memory")
         lo, hi = _span(out)
         for name, x in [(f"outs[{j}]", y) for j, y in enumerate(outs) if j < i] + [
