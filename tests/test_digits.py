@@ -101,10 +101,10 @@ def test_differentiable_in_the_state(net: DigitsNet) -> None:
         ({"lam": torch.zeros(4, dtype=torch.int64)}, TypeError, r"lam.*int64"),
         ({"label": torch.zeros(3, dtype=torch.int64)}, ValueError, r"label.*\(3,\)"),
         ({"label": torch.zeros(4)}, TypeError, r"label.*float32"),
-        ({"label": torch.full((4,), 11)}, IndexError, ""),
+        ({"label": torch.full((4,), 11)}, IndexError, None),
     ],
 )
-def test_forward_refuses(net: DigitsNet, change: dict[str, Tensor], error: type[Exception], words: str) -> None:
+def test_forward_refuses(net: DigitsNet, change: dict[str, Tensor], error: type[Exception], words: str | None) -> None:
     good = {"x": torch.zeros(4, *SHAPE), "lam": torch.zeros(4), "label": torch.zeros(4, dtype=torch.int64)}
     with pytest.raises(error, match=words):
         net(**{**good, **change})
@@ -134,8 +134,9 @@ def held_error(net: DigitsNet, value: float, given: bool) -> float:
     return float((v - (alpha * eps - sigma * x0)).square().mean())
 
 
-@pytest.mark.parametrize(("value", "bound"), [(-6.0, 0.25), (-3.0, 0.24), (0.0, 0.075), (2.0, 0.12), (6.0, 0.45)])
+@pytest.mark.parametrize(("value", "bound"), [(-6.0, 0.25), (-3.0, 0.245), (0.0, 0.063), (2.0, 0.106), (6.0, 0.33)])
 def test_prediction_on_digits_it_never_saw(net: DigitsNet, value: float, bound: float) -> None:
+    # Seen: 0.230, 0.226, 0.058, 0.098, 0.302. The bounds are 8 to 9 % above; an eighth of the training misses three.
     assert held_error(net, value, given=True) < bound
 
 

@@ -166,7 +166,7 @@ def test_digit_fid_orders_pictures() -> None:
     images, _ = held_digits()
     noise = torch.randn(100, 1, 28, 28, generator=gen(42))
     real, blurred = digit_fid(images), digit_fid(torch.nn.functional.avg_pool2d(images, 5, 1, 2))
-    assert real < 15 < 40 < blurred
+    assert real < 3 < 40 < blurred
     assert digit_fid(noise) > 300
     assert digit_fid(images[:10]) > real  # one class
 
@@ -192,3 +192,16 @@ def test_counts_are_checked() -> None:
         digit_fid(torch.zeros(1, 1, 28, 28))
     with pytest.raises(ValueError, match=r"batch.*got 0"):
         digit_features(torch.zeros(2, 1, 28, 28), batch=0)
+
+
+def test_class_balance_is_worth_more_than_size() -> None:
+    # As the docstring says: 500 real digits of all classes alike beat 1000 drawn at random, on the mean of 4 seeds.
+    real = real_features().reshape(10, 500, FEATURES)
+    whole = moments(real.flatten(0, 1))
+    drawn, alike = 0.0, 0.0
+    for seed in range(4):
+        order = torch.randperm(5000, generator=gen(seed))[:1000]
+        drawn += frechet_distance(*moments(real.flatten(0, 1)[order]), *whole)
+        pick = torch.randperm(500, generator=gen(seed))[:50]
+        alike += frechet_distance(*moments(real[:, pick].flatten(0, 1)), *whole)
+    assert alike < drawn

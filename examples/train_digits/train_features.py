@@ -54,18 +54,23 @@ def main() -> None:
     right = (net(held_x).argmax(1) == held_y).float().mean().item()
     right_train = torch.cat([net(part).argmax(1) for part in x.split(500)]).eq(y).float().mean().item()
     real = torch.cat([net.features(part) for part in to_unit(images).split(500)]).half()
-    floors = {}
-    for n in (2500, 1000, 500, 200):
-        runs = []
+    floors = []
+    for n in (100, 200, 500, 1000, 2500):
+        alike, drawn = [], []
         for seed in range(8):
             order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-            one, other = real[order[:n]], real[order[n : 2 * n]] if n == 2500 else real[order[n:]]
-            runs.append(frechet_distance(*moments(one), *moments(other)))
-        floors[n] = sum(runs) / len(runs)
+            drawn.append(frechet_distance(*moments(real[order[:n]]), *moments(real[order[n:]])))
+            source = torch.Generator().manual_seed(seed)
+            rows = torch.stack([torch.randperm(500, generator=source) + 500 * digit for digit in range(10)])
+            one, other = rows[:, : n // 10].flatten(), rows[:, n // 10 :].flatten()
+            alike.append(frechet_distance(*moments(real[one]), *moments(real[other])))
+        floors.append(f"{n:6d} {sum(alike) / 8:16.3f} {sum(drawn) / 8:16.3f}")
     content = {f"net.{name}": value.contiguous() for name, value in net.state_dict().items()}
     write({**content, "real": real}, args.to, held_accuracy=f"{right:.4f}", seed=args.seed)
     print(f"accuracy: {right:.2%} on {len(held_y)} held-out digits, {right_train:.2%} on the {len(y)} of training")
-    print("digit-FID of n real digits against the others: " + ", ".join(f"n={n}: {v:.3f}" for n, v in floors.items()))
+    print(
+        "digit-FID of n real digits against the others", "     n  equal per class  drawn at random", *floors, sep="\n"
+    )
     print(f"total variance {real.double().var(0).sum():.2f}")
     print(f"{time.monotonic() - begin:.0f} s")
 
