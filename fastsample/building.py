@@ -19,7 +19,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ABI_TARGET = "0x020a000000000000"  # libtorch stable ABI of torch 2.10: the oldest with lists and parallel_for
-COMMON = ("-std=c++20", "-fPIC", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-Wall")
+COMMON = (
+    "-std=c++20",
+    "-fmacro-prefix-map={root}/=",
+    "-fPIC",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wall",
+)
 # gcc 12 at -O3 drops terms 5 to 8 in csrc/cpu/update.cpp (sanitizers find no fault there); tests/test_update.py guards.
 OPTIMISE = ("-O2", "-fno-aggressive-loop-optimizations", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 X86 = {"x86_64", "AMD64"}
@@ -225,7 +233,8 @@ def _ninja_file(library: Library) -> str:
     for unit in library.units:
         objects.append(f"{unit.name}.o")
         lines += [f"build {objects[-1]}: compile {_quote([str(root / unit.source)])}"]
-        lines += [f"  cc = {_command(unit)}", f"  flags = {_quote(unit.flags)}"]
+        flags = [flag.replace("{root}", str(root)) for flag in unit.flags]  # no paths of this machine in messages
+        lines += [f"  cc = {_command(unit)}", f"  flags = {_quote(flags)}"]
     needs = f" | {library.stub}" if library.stub else ""
     lines += [f"build {library.filename}: link {' '.join(objects)}{needs}", f"default {library.filename}", ""]
     return "\n".join(lines)

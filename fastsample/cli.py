@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _expected() -> tuple[type[Exception], ...]:
-    from .ops import BackendError
+    from .errors import BackendError
 
     return (ValueError, TypeError, FloatingPointError, OSError, ImportError, BackendError)
 
@@ -106,13 +106,10 @@ def sample(**choice: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
 def plan(solver: str, options: Sequence[str], traceback: bool, as_json: bool, **choice: Any) -> None:
     """Print the table of a solver."""
-    from .grids import make_path
-    from .loop import SCHEDULE, usual_grid
+    from .loop import usual_path
     from .plan import make_plan
-    from .schedules import make_schedule
 
-    schedule = make_schedule(choice["schedule"] or SCHEDULE)
-    path = make_path(schedule, choice["grid"] or usual_grid(schedule), choice["steps"])
+    path = usual_path(solver, choice["schedule"], choice["grid"], choice["steps"])
     made = make_plan(
         solver, path, prediction=choice["prediction"] or "eps", guidance=choice["guidance"], **_options(options)
     )

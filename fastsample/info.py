@@ -29,7 +29,11 @@ def facts() -> dict[str, object]:
     for device in devices:
         forced = library.forced()
         found = native.load_for(device) if forced in ("auto", "native") else False
-        active = forced if forced != "auto" else ("native" if found else "reference")
+        active = "native" if found else "reference"
+        if (forced == "native" and not found) or (forced == "triton" and device == "cpu"):
+            active = f"none: {forced} was forced and cannot run"
+        elif forced != "auto":
+            active = forced
         if native.loaded_from(device) == "triton":
             active = "triton"
         backends[device] = {

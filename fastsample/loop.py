@@ -127,8 +127,7 @@ def sample(
             raise ValueError(f"{', '.join(clash)}: got a plan too, which already fixes it; give one of them")
         if first is not None and first != 0:
             raise ValueError("start: got a ready plan too; make that of path[start:], and give start=0")
-        if isinstance(model, Network) and model.prediction != plan.prediction:
-            raise ValueError(f"plan: is for {plan.prediction!r} networks, but the model predicts {model.prediction!r}")
+        _check_fit(plan, model, network)
     if denoised:
         plan = plan.with_denoised()
 
@@ -230,6 +229,21 @@ def _first_step(start: int | float, steps: int) -> int:
     return steps - max(1, round(start * steps))
 
 
+def _check_fit(plan: Plan, model: Any, network: Network) -> None:
+    """Raise ``ValueError`` if a ready plan contradicts what the model says of itself."""
+    whole = isinstance(model, Network) or callable(getattr(model, "network", None))  # a bare callable says nothing
+    normalised = np.allclose(plan.path.alpha**2 + plan.path.sigma**2, 1, rtol=0, atol=1e-12)
+    for name, made_for, default in (
+        ("prediction", plan.prediction, ""),
+        ("time", plan.options.get("time", "t"), ""),
+        ("input_scaling", plan.options.get("input_scaling", "none"), "vp" if normalised else ""),
+    ):
+        says = getattr(network, name)
+        known = whole or isinstance(getattr(model, name, None), str)
+        if known and isinstance(made_for, str) and says != made_for and not {says, made_for} <= {default, "none"}:
+            raise ValueError(f"plan: was made with {name}={made_for!r}, but the model says {says!r}; make it with that")
+
+
 def plan_for(
     network: Network,
     *,
@@ -244,11 +258,7 @@ def plan_for(
 ) -> Plan:
     """The plan that `sample` runs for these arguments."""
     if path is None:
-        from .grids import make_path
-        from .schedules import make_schedule
-
-        schedule = make_schedule(schedule if schedule is not None else network.schedule or SCHEDULE)
-        path = make_path(schedule, usual_grid(schedule) if grid is None else grid, STEPS if steps is None else steps)
+        path = usual_path(solver or SOLVER, schedule if schedule is not None else network.schedule, grid, steps)
     elif not (steps is None and schedule is None and grid is None):
         raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
     if start is not None:
@@ -265,6 +275,20 @@ def plan_for(
         input_scaling=scaling,
         **options,
     )
+
+
+def usual_path(solver: str, schedule: Any = None, grid: Any = None, steps: int | None = None) -> Path:
+    """The path of those who do not give one, such that the solver can run it: to clean data where it can end there."""
+    from .grids import make_path
+    from .schedules import make_schedule
+    from .solvers import registry
+
+    schedule = make_schedule(SCHEDULE if schedule is None else schedule)
+    grid = usual_grid(schedule) if grid is None else grid
+    ends = registry.find(solver).ends
+    final = "end" if ends != "clean" and isinstance(grid, str) else None
+    path = make_path(schedule, grid, STEPS if steps is None else steps, final=final)
+    return path.reversed() if ends == "inverse" and not path.reverse else path
 
 
 def usual_grid(schedule: Schedule) -> str:

@@ -85,8 +85,12 @@ def _load(device: str) -> bool:
         return True
     except (building.BuildError, OSError, RuntimeError) as error:
         _reason[device] = str(error)
-    if device != "cpu" and _use_triton(device):
+    from .ops import library
+
+    if device != "cpu" and library.forced() == "auto" and _use_triton(device):
         return True
+    if library.forced() != "auto":
+        return False  # whoever forced a backend gets an error, not a warning
     first = _reason[device].splitlines()[0] if _reason[device] else "unknown"
     warnings.warn(
         f"fastsample: no compiled backend for {device} ({first}); the slower PyTorch reference runs. "

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,14 +44,14 @@ def keys(
     global indices ``(B,)``.  Raises ``ValueError`` for a seed or an index out of range.
     """
     ids = _sample_ids(sample_ids)
-    if isinstance(seed, int):
-        roots = torch.tensor([[_signed(_check_seed(seed)), 0]], dtype=torch.int64)
+    if isinstance(seed, (int, np.integer)):
+        roots = torch.tensor([[_signed(_check_seed(int(seed))), 0]], dtype=torch.int64, device=ids.device)
         folded = fold_in(roots.view(torch.uint64).expand(len(ids), 2), ids)
     else:
-        seeds = [_check_seed(s) for s in seed]
+        seeds = [_check_seed(int(s)) if isinstance(s, np.integer) else _check_seed(s) for s in seed]
         if len(seeds) != len(ids):
             raise ValueError(f"seed: got {len(seeds)} seeds for {len(ids)} samples; give one, or one per sample")
-        roots = torch.tensor([[_signed(s), 0] for s in seeds], dtype=torch.int64).reshape(-1, 2)
+        roots = torch.tensor([[_signed(s), 0] for s in seeds], dtype=torch.int64, device=ids.device).reshape(-1, 2)
         folded = fold_in(roots.view(torch.uint64), torch.zeros_like(ids))
     return folded.to(device) if device is not None else folded
 

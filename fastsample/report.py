@@ -136,7 +136,8 @@ def output_folder(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists() and not os.access(out, os.W_OK):
             raise PermissionError(13, "Permission denied")
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        # beside a new folder, inside one that exists: the final moves then stay on one file system
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out if out.exists() else out.parent))
     except OSError as error:
         raise ValueError(f"out: cannot write to {out} ({error.strerror}); give another folder") from error
     try:
@@ -145,7 +146,6 @@ def output_folder(out: Path) -> Iterator[Path]:
         if not out.exists():
             work.rename(out)
         else:
-            (out / "report.json").unlink(missing_ok=True)
             for file in sorted(work.iterdir(), key=lambda f: f.name == "report.json"):
                 os.replace(file, out / file.name)
             work.rmdir()

@@ -12,6 +12,7 @@ import pytest
 
 from fastsample.cli import main
 from fastsample.plan import Plan
+from fastsample.solvers import solvers
 
 FACTORY = """
 import torch
@@ -145,6 +146,44 @@ def test_an_unwritable_folder_is_one_line(tmp_path, capsys):
     blocked.write_text("")  # a file where a folder should be: unwritable for root too
     line = fails(capsys, None, "sample", "--model", "mixture", "-n", "2", "--steps", "2", "--out", str(blocked / "o"))
     assert "file" in line
+
+
+@pytest.mark.parametrize("solver", sorted(solvers()))
+def test_every_solver_runs_by_name_alone(tmp_path, capsys, solver):
+    assert main(["plan", solver, "--steps", "10"]) == 0
+    assert f"{solver}: 10 steps" in capsys.readouterr().out
+    command = ["sample", "--model", "mixture", "--solver", solver, "--steps", "4", "-n", "3"]
+    assert main([*command, "--out", str(tmp_path / "o")]) == 0
+
+
+@pytest.mark.parametrize(("variable", "value"), [("FASTSAMPLE_BACKEND", "foo"), ("FASTSAMPLE_LOG", "loud")])
+def test_a_wrong_environment_variable_is_one_line(tmp_path, variable, value):
+    command = [
+        sys.executable,
+        "-m",
+        "fastsample",
+        "sample",
+        "--model",
+        "mixture",
+        "-n",
+        "2",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, variable: value}, check=False)
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert value in result.stderr
+
+
+def test_an_existing_folder_on_its_own_is_written(tmp_path):
+    """The temporary files lie inside a folder that exists: its parent need not be writable, nor on its file system."""
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    assert main(["sample", "--model", "mixture", "-n", "2", "--steps", "2", "--out", str(out)]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["mine.txt", "report.json", "samples.npz", "samples.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["o"]
 
 
 def test_plan_and_solvers(capsys):

@@ -465,8 +465,17 @@ def test_bad_arguments(arguments, error, words):
         sample(model, x, **{"path": vp_path(5), "seed": 0, **arguments})
 
 
+def test_a_plan_that_tells_another_time_is_refused():
+    plan = fastsample.make_plan("ddim", fastsample.make_path("vp-linear", "log-snr", 3), prediction="v")
+    with pytest.raises(ValueError, match="plan: was made with time='t', but the model says 'log-snr'"):
+        fastsample.sample(GaussianMixture.ring(), 2, plan=plan)
+    network = fastsample.Network(lambda x, t: x, prediction="v", input_scaling="edm")
+    with pytest.raises(ValueError, match="plan: was made with input_scaling='none', but the model says 'edm'"):
+        fastsample.sample(network, (2, 2), plan=plan)
+
+
 def test_a_plan_of_another_prediction():
-    with pytest.raises(ValueError, match="plan: is for 'eps' networks, but the model predicts 'v'"):
+    with pytest.raises(ValueError, match="plan: was made with prediction='eps', but the model says 'v'"):
         sample(Network(rowwise, "v"), (2, 3), plan=make_plan("euler", vp_path(3)), seed=0)
 
 

@@ -75,6 +75,47 @@ def test_native_bits_equal_the_core(seed):
         assert np.array_equal(out.flatten().numpy(), expected[k], equal_nan=True)
 
 
+def test_noise_tensors_of_any_dtype(backend):
+    table = torch.from_numpy(row.make_row(outputs=[{0: 1.0, "xi0": 1.0}], draws=[0])[None])
+    for state in (torch.float32, torch.bfloat16, torch.float64):
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            (out,) = update([torch.zeros(1, 70, dtype=state)], table, ZERO, noise=[torch.ones(1, 70, dtype=dtype)])
+            assert torch.equal(out, torch.ones(1, 70, dtype=state))
+
+
+def test_gradient_of_a_one_dimensional_state_and_of_a_float64_output():
+    table = torch.from_numpy(row.make_row(outputs=[{0: 2.0, "xi0": 1.0}], draws=[0])[None]).requires_grad_()
+    x, key = torch.ones(5, requires_grad=True), noise.keys(0, 5)
+    (out,) = update([x], table, ZERO, key, dtypes=[torch.float64])
+    out.sum().backward()
+    assert x.grad.tolist() == [2.0] * 5
+    xi = out.detach().double() - 2
+    assert math.isclose(float(table.grad[0, row.g(0, 0)]), float(xi.sum()), rel_tol=1e-6)
+
+
+def test_a_backward_that_saved_an_output_notices():
+    x, weight = torch.ones(2, 3), torch.ones(2, 3, requires_grad=True)
+    y = (x * weight).sum()
+    update_([x], [x], torch.from_numpy(row.make_row(outputs=[{0: 5.0}])[None]), ZERO)
+    assert x._version == 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_steps_and_keys_of_any_stride_and_refusals_in_plain_words(backend):
+    table = torch.from_numpy(row.make_row(outputs=[{0: 1.0, "xi0": 1.0}], draws=[0])[None])
+    x, keys = torch.zeros(3, 4), noise.keys(0, 6)
+    expected = update([x], table, ZERO, keys[::2].contiguous())[0]
+    assert torch.equal(update([x], table, ZERO.expand(3), keys[::2])[0], expected)
+    out = torch.empty(3, 4)
+    update_([out], [x], table, ZERO.expand(3), keys[::2])
+    assert torch.equal(out, expected)
+    with pytest.raises(ValueError, match=r"^step: got .*9.*, allowed are 0..0$"):
+        update_([out], [x], table, ZERO + 9)
+    with pytest.raises(ValueError, match="^outs: got none"):
+        update_([], [x], table, ZERO)
+
+
 def test_a_zero_weight_reads_nothing(backend):
     nan, x = torch.full((2, 9), math.nan), torch.ones(2, 9)
     table = torch.from_numpy(row.make_row(D={0: 2.0}, outputs=[{0: 1.0, "D": 1.0}, {1: 1.0}])[None])

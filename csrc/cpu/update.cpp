@@ -251,8 +251,12 @@ void run(const UpdateArgs& a, int64_t begin, int64_t end) {
   bool all_f32 = sizeof(S) == 4;
   for (int j = 0; j < a.n_terms; ++j) all_f32 &= a.terms[j].dtype == DType::kF32;
   for (int k = 0; k < a.n_outs; ++k) all_f32 &= a.outs[k].dtype == DType::kF32;
+  bool dense = a.unit;
   if (!a.key)
-    for (int r = 0; r < a.n_noises; ++r) all_f32 &= a.noise[r].dtype == DType::kF32;
+    for (int r = 0; r < a.n_noises; ++r) {
+      all_f32 &= a.noise[r].dtype == DType::kF32;
+      dense &= sizeof(S) == 8 || a.noise[r].dtype != DType::kF64;  // the lanes of float32 do not load float64
+    }
 
   Job<S> job;
   int64_t prepared = -1;
@@ -275,7 +279,7 @@ void run(const UpdateArgs& a, int64_t begin, int64_t end) {
         }
     }
     int64_t done = 0;
-    if (a.unit) {
+    if (dense) {
       for (int j = 0; j < a.n_terms; ++j) job.term[j] = at(a.terms[j]);
       for (int k = 0; k < a.n_outs; ++k) job.out[k] = at(a.outs[k]);
       for (int r = 0; r < a.n_noises; ++r)

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-lib = torch.library.Library("fastsample", "DEF")
+from ..errors import BackendError
+
 log = logging.getLogger("fastsample")
 
 BACKENDS = ("auto", "native", "triton", "reference")
@@ -34,13 +35,13 @@ def _known(name: str) -> str:
 
 
 _forced = _known(os.environ.get("FASTSAMPLE_BACKEND") or "auto")
-if os.environ.get("FASTSAMPLE_LOG"):
+_level = (os.environ.get("FASTSAMPLE_LOG") or "").upper()
+if _level:
+    if _level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError(f"FASTSAMPLE_LOG: got {_level.lower()!r}, allowed are debug, info, warning, error")
     log.addHandler(logging.StreamHandler())
-    log.setLevel(os.environ["FASTSAMPLE_LOG"].upper())
-
-
-class BackendError(RuntimeError):
-    """A backend was asked for by name that cannot run here; the message says why and what to do."""
+    log.setLevel(_level)
+lib = torch.library.Library("fastsample", "DEF")  # after the checks: a second try to import must be able to make it
 
 
 def add_backend(op: str, *, reference: Callable[..., Any], triton: Callable[..., Any]) -> None:

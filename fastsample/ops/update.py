@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,13 +40,21 @@ def update_(
     ``(B,)``.  ``key``: ``(B, 2)`` uint64, or ``noise``: up to 2 tensors of the same shape.  No gradient flows: use
     ``update``.  Raises ``ValueError`` or ``TypeError`` before any memory is written.
     """
+    if not outs:
+        raise ValueError("outs: got none, allowed are 1 to 3 tensors")
+    step, key = _dense(step, key)
     try:
         torch.ops.fastsample.update_(list(outs), list(terms), table, step, key, list(noise))
     except (RuntimeError, NotImplementedError) as error:  # what the kernel refused: say it better, at no cost otherwise
         check(outs, terms, table, step, key, noise)
-        if str(error).startswith(("step: ", "key: ", "the strides ")):
-            raise ValueError(str(error).splitlines()[0]) from error
+        refused = re.search(r"((?:step|the strides of these tensors)\b.*)", str(error))
+        if refused:
+            raise ValueError(refused[1]) from error
         raise
+
+
+def _dense(step: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return step.contiguous(), key if key is None else key.contiguous()
 
 
 def update(
@@ -68,6 +77,7 @@ def update(
     if dtypes and len(dtypes) != outputs:
         raise ValueError(f"dtypes: got {len(dtypes)} for {outputs} outputs; give one per output, or none")
     check([], terms, table, step, key, noise)
+    step, key = _dense(step, key)
     return list(torch.ops.fastsample.update(list(terms), table, step, key, list(noise), outputs, list(dtypes)))
 
 
@@ -190,6 +200,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
     terms, table, step, key, noise, outputs, dtypes = inputs
     ctx.save_for_backward(table, step, key, *terms, *noise)
     ctx.counts = (len(terms), outputs, len(dtypes))
+    ctx.dtype = compute_dtype([*terms, *output])
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
@@ -197,11 +208,14 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     table, step, key, *tensors = ctx.saved_tensors
     n_terms, outputs, n_dtypes = ctx.counts
     terms, noise = tensors[:n_terms], tensors[n_terms:]
-    dtype = compute_dtype(tensors)
+    dtype = ctx.dtype
+    inside = (step >= 0) & (step < table.shape[0])  # a row that does not exist gave NaN, and passes no gradient on
+    step = torch.where(inside, step, 0)
     c = _Row(table, step, terms[0].dim(), dtype)
     noises = _noises(c, terms[0], key, noise, dtype)
     zero = torch.zeros(terms[0].shape, dtype=dtype, device=terms[0].device)
-    g = [zero if grad is None else grad.to(dtype) for grad in grads]
+    inside = inside.reshape((-1,) + (1,) * (terms[0].dim() - 1))
+    g = [zero if grad is None else torch.where(inside, grad.to(dtype), 0) for grad in grads]
 
     y = zero
     for j, x in enumerate(terms):
@@ -224,7 +238,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     ]
 
     def total(product: Tensor) -> Tensor:
-        return product.double().flatten(1).sum(1)  # (B,)
+        return product.double().reshape(product.shape[0], -1).sum(1)  # (B,)
 
     columns = [torch.zeros(terms[0].shape[0], dtype=torch.float64, device=table.device)] * row.COLUMNS
     for j, x in enumerate(terms):
@@ -253,6 +267,7 @@ def _refuse_gradient(keyset: Any, *args: Any) -> None:
         raise RuntimeError("fastsample::update_ writes in place and passes no gradient on: use fastsample.ops.update")
     with torch._C._AutoDispatchBelowAutograd():
         torch.ops.fastsample.update_.default.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+    torch.autograd.graph.increment_version(args[0])  # a backward that saved an output must notice
 
 
 add_backend("update_", reference=_reference_update_, triton=_triton_update_)

@@ -163,6 +163,7 @@ add(
         "Song, Meng, Ermon 2020, arXiv 2010.02502, equation 13",
         order=1,
         aliases=("ddim-inversion",),
+        ends="inverse",
     )
 )
 add(

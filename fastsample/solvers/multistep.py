@@ -108,6 +108,7 @@ def _family(name: str, form: str, stochastic: bool, orders: tuple[int, ...], pap
                 stochastic=stochastic,
                 aliases=(known_as,),
                 options=options,
+                ends="clean" if form == "x0" else "noisy",
             )
         )
 

@@ -16,7 +16,8 @@ class Solver:
     """A solver: a function of a path and of options that returns steps, and its description.
 
     ``order``: order of convergence in the number of steps (strong order of the deterministic part).  ``nfe``: network
-    calls per step.  ``options``: names and defaults.
+    calls per step.  ``options``: names and defaults.  ``ends``: what its path may be: ``"clean"`` (to sigma = 0),
+    ``"noisy"`` (to sigma > 0 only) or ``"inverse"`` (from data to noise).
     """
 
     name: str
@@ -28,6 +29,7 @@ class Solver:
     stochastic: bool = False
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    ends: str = "clean"
 
 
 _solvers: dict[str, Solver] = {}
