@@ -133,6 +133,12 @@ class Plan:
             return self
         options = dict(self.options)
         options.update(prediction=self.prediction, denoised=True)
+        try:
+            plain = make_plan(self.solver, self.path, **{**options, "denoised": False})
+        except (TypeError, ValueError):
+            plain = None
+        if plain != self:
+            raise ValueError("plan: its rows are not those of its solver, so the row of x0_hat is not known either")
         return make_plan(self.solver, self.path, **options)
 
     def to(self, device: torch.device | str) -> DevicePlan:

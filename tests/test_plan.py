@@ -325,3 +325,21 @@ def test_registry():
     assert expected | {"sde-dpmpp-1", "sde-dpmpp-2m"} <= set(names())
     with pytest.raises(ValueError, match="is taken"):
         add(find("ddim"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"clip": (0, math.inf)}, {"guidance": np.full(5, 2.0)}, {"guidance": np.float32(2)}, {"clip": 1.5}]
+)
+def test_allowed_options_can_be_hashed_saved_and_made_again(options):
+    made = make_plan("ddim", make_path("vp-linear", "log-snr", 5), **options)
+    assert Plan.from_json(made.to_json()) == made
+    assert len(made.hash) == 16
+    assert made.with_denoised().slots[-1].role == "x0"
+
+
+def test_the_preview_of_edited_rows_is_refused():
+    made = make_plan("ddim", make_path("vp-linear", "log-snr", 5))
+    table = made.table.copy()
+    table[0, row.w(0, 0)] *= 2
+    with pytest.raises(ValueError, match="plan: its rows are not those of its solver"):
+        dataclasses.replace(made, table=table).with_denoised()

@@ -78,7 +78,10 @@ def assemble(
     kappas = [network.kappa(step.at) for step in steps]
     if not isinstance(shared["time"], str):
         shared["time"] = times
-    shared["clip"] = limits
+    if limits is not None:  # JSON knows no infinity
+        shared["clip"] = [v if math.isfinite(v) else str(v) for v in limits]
+    if weights is not None:
+        shared["guidance"] = weights[0] if len(set(weights)) == 1 else weights
 
     # bank: x, a ring of past D, the scaled input, the preview
     depth = max(_reach(step) for step in steps)
