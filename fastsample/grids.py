@@ -150,6 +150,8 @@ def make_path(
             raise ValueError(f"steps: got {steps}, the grid has {len(points)} points and final={final!r}")
     if final == "replace":
         points = points[:-1]
+    if unit == "t" and len(points) and not (points.min() >= 0 and points.max() <= schedule.t_max * (1 + 1e-9)):
+        raise ValueError(f"grid: has times {points.min():g} to {points.max():g}, allowed are 0 to {schedule.t_max:g}")
     return _path(schedule, points, unit, final != "end")
 
 

@@ -161,3 +161,17 @@ def test_lists_of_points():
 def test_bad_input(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         make_path(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "grid", "steps", "options"),
+    [
+        ("vp-linear", [2.0, 0.5, 0.1], None, {}),
+        ("scaled-linear", [1500.0, 500.0, 0.0], None, {}),
+        ("scaled-linear", [900.0, 500.0, -1.0], None, {}),
+        ("scaled-linear", "leading", 1000, {"offset": 5}),
+    ],
+)
+def test_times_outside_the_schedule_are_refused(schedule, grid, steps, options):
+    with pytest.raises(ValueError, match="grid: has times .* allowed are 0 to"):
+        make_path(schedule, grid, steps, **options)
