@@ -60,29 +60,32 @@ FS_HD void scalar_store(const Span& s, int64_t i, S x) {
   }
 }
 
-template <bool AllF32>
+// What is known at compile time of the dtypes of all operands: one of them for all, or nothing.
+enum class Kind { kAny, kF32, kBF16 };
+
+template <Kind kind>
 FS_HD void load(const Span& s, int64_t i, F32& x) {
-  if (AllF32 || s.type == DType::kF32)
+  if (kind == Kind::kF32 || (kind == Kind::kAny && s.type == DType::kF32))
     x = load_f32(static_cast<const float*>(s.p) + i);
-  else if (s.type == DType::kBF16)
+  else if (kind == Kind::kBF16 || s.type == DType::kBF16)
     x = load_bf16x(static_cast<const u16*>(s.p) + i);
   else
     x = load_f16x(static_cast<const u16*>(s.p) + i);
 }
-template <bool AllF32>
+template <Kind kind>
 FS_HD void store(const Span& s, int64_t i, F32 x) {
-  if (AllF32 || s.type == DType::kF32)
+  if (kind == Kind::kF32 || (kind == Kind::kAny && s.type == DType::kF32))
     store_f32(static_cast<float*>(s.p) + i, x);
-  else if (s.type == DType::kBF16)
+  else if (kind == Kind::kBF16 || s.type == DType::kBF16)
     store_bf16x(static_cast<u16*>(s.p) + i, x);
   else
     store_f16x(static_cast<u16*>(s.p) + i, x);
 }
-template <bool>
+template <Kind>
 FS_HD void load(const Span& s, int64_t i, double& x) {
   x = scalar_load(s, i);
 }
-template <bool>
+template <Kind>
 FS_HD void store(const Span& s, int64_t i, double x) {
   scalar_store(s, i, x);
 }
@@ -98,7 +101,7 @@ struct Job {
 };
 
 // Elements [0, n), n a multiple of L * width, all spans dense.
-template <class V, int L, int K, bool AllF32, class S = typename Lane<V>::Scalar>
+template <class V, int L, int K, Kind kind, class S = typename Lane<V>::Scalar>
 void dense(const Job<S>& job, int64_t n) {
   constexpr int kWidth = Lane<V>::kWidth;
   for (int64_t i = 0; i < n; i += L * kWidth) {
@@ -107,13 +110,13 @@ void dense(const Job<S>& job, int64_t n) {
     for (int j = 0; j < K; ++j) FS_UNROLL
     for (int l = 0; l < L; ++l) {
       x[j][l] = V(S(0));
-      if (job.mask >> j & 1) load<AllF32>(job.term[j], i + l * kWidth, x[j][l]);
+      if (job.mask >> j & 1) load<kind>(job.term[j], i + l * kWidth, x[j][l]);
     }
     FS_UNROLL
     for (int r = 0; r < kNoises; ++r) FS_UNROLL
     for (int l = 0; l < L; ++l) {
       xi[r][l] = V(S(0));
-      if (job.mask >> (9 + r) & 1) load<AllF32>(job.xi[r], i + l * kWidth, xi[r][l]);
+      if (job.mask >> (9 + r) & 1) load<Kind::kAny>(job.xi[r], i + l * kWidth, xi[r][l]);
     }
     FS_UNROLL
     for (int l = 0; l < L; ++l) d[l] = V(S(0));
@@ -121,19 +124,19 @@ void dense(const Job<S>& job, int64_t n) {
     for (int k = 0; k < job.outs; ++k) {
       combine<S, V, L, K, kNoises>(job.row.v, k, x, job.terms, d, xi, job.noises, acc);
       FS_UNROLL
-      for (int l = 0; l < L; ++l) store<AllF32>(job.out[k], i + l * kWidth, acc[l]);
+      for (int l = 0; l < L; ++l) store<kind>(job.out[k], i + l * kWidth, acc[l]);
     }
   }
 }
 
-template <class V, int L>
-void dense_by_terms(const Job<typename Lane<V>::Scalar>& job, int64_t n, bool all_f32) {
+template <class V, int L, Kind kind>
+void dense_by_terms(const Job<typename Lane<V>::Scalar>& job, int64_t n) {
   if (job.terms <= 2)
-    all_f32 ? dense<V, L, 2, true>(job, n) : dense<V, L, 2, false>(job, n);
+    dense<V, L, 2, kind>(job, n);
   else if (job.terms <= 4)
-    all_f32 ? dense<V, L, 4, true>(job, n) : dense<V, L, 4, false>(job, n);
+    dense<V, L, 4, kind>(job, n);
   else
-    all_f32 ? dense<V, L, 8, true>(job, n) : dense<V, L, 8, false>(job, n);
+    dense<V, L, 8, kind>(job, n);
 }
 
 // What the row will read of a tile, fetched while its normals are made: memory and arithmetic then overlap.
@@ -229,7 +232,7 @@ void strided(const UpdateArgs& a, const Job<S>& job, int64_t sample, int64_t i0,
   for (int r = 0; r < a.n_noises; ++r)
     if (job.mask >> (9 + r) & 1) local.xi[r] = a.key ? Span{xi[r] + xi_at, kType} : fetch(kTerms + r, a.noise[r]);
   for (int k = 0; k < a.n_outs; ++k) local.out[k] = {out[k], kType};
-  dense_by_terms<V, L>(local, padded, sizeof(S) == 4);
+  dense_by_terms<V, L, sizeof(S) == 4 ? Kind::kF32 : Kind::kAny>(local, padded);
   for (int k = 0; k < a.n_outs; ++k) transfer<false>(a, a.outs[k], sample, i0, n, out[k]);
 }
 
@@ -248,15 +251,13 @@ void run(const UpdateArgs& a, int64_t begin, int64_t end) {
   constexpr int kStep = L * Lane<V>::kWidth;
   alignas(64) S xi[kNoises][kTile + 64];
   const int64_t per_sample = (a.numel + kTile - 1) / kTile;
-  bool all_f32 = sizeof(S) == 4;
-  for (int j = 0; j < a.n_terms; ++j) all_f32 &= a.terms[j].dtype == DType::kF32;
-  for (int k = 0; k < a.n_outs; ++k) all_f32 &= a.outs[k].dtype == DType::kF32;
+  bool all[2] = {true, true};  // float32, bfloat16
+  const auto see = [&](DType t) { all[0] &= t == DType::kF32, all[1] &= t == DType::kBF16; };
+  for (int j = 0; j < a.n_terms; ++j) see(a.terms[j].dtype);
+  for (int k = 0; k < a.n_outs; ++k) see(a.outs[k].dtype);
   bool dense = a.unit;
-  if (!a.key)
-    for (int r = 0; r < a.n_noises; ++r) {
-      all_f32 &= a.noise[r].dtype == DType::kF32;
-      dense &= sizeof(S) == 8 || a.noise[r].dtype != DType::kF64;  // the lanes of float32 do not load float64
-    }
+  for (int r = 0; !a.key && r < a.n_noises; ++r)
+    dense &= sizeof(S) == 8 || a.noise[r].dtype != DType::kF64;  // the lanes of float32 do not load float64
 
   Job<S> job;
   int64_t prepared = -1;
@@ -285,7 +286,12 @@ void run(const UpdateArgs& a, int64_t begin, int64_t end) {
       for (int r = 0; r < a.n_noises; ++r)
         job.xi[r] = a.key ? Span{xi[r], sizeof(S) == 8 ? DType::kF64 : DType::kF32} : at(a.noise[r]);
       done = n / kStep * kStep;
-      dense_by_terms<V, L>(job, done, all_f32);
+      if (sizeof(S) == 4 && all[0])
+        dense_by_terms<V, L, Kind::kF32>(job, done);
+      else if (sizeof(S) == 4 && all[1])
+        dense_by_terms<V, L, Kind::kBF16>(job, done);
+      else
+        dense_by_terms<V, L, Kind::kAny>(job, done);
     }
     for (; done < n; done += kStridedTile)
       strided<V, L>(a, job, sample, i0 + done, n - done < kStridedTile ? n - done : kStridedTile, xi, done);

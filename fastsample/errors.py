@@ -1,0 +1,7 @@
+"""Errors of this package that no built-in one says.  Imports nothing."""
+
+from __future__ import annotations
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name that cannot run here; the message says why and what to do."""
