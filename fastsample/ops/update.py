@@ -113,6 +113,15 @@ def _noises(
     ]
 
 
+def _prediction(coefficients: _Row, xs: Sequence[Tensor], zero: Tensor) -> tuple[Tensor, Tensor]:
+    """What D is made of, and D: the same within its limits."""
+    y = zero
+    for j, x in enumerate(xs):
+        y = y + _product(coefficients[row.p(j)], x)
+    lo, hi = coefficients[row.LO], coefficients[row.HI]
+    return y, torch.where(y < lo, lo, torch.where(y > hi, hi, y))
+
+
 def reference(
     terms: Sequence[Tensor],
     coefficients: _Row,
@@ -124,11 +133,7 @@ def reference(
     """The definition: D and the outputs in the compute dtype, in the order of docs/row.md."""
     xs = [x.to(dtype) for x in terms]
     zero = torch.zeros(like.shape, dtype=dtype, device=like.device)
-    y = zero
-    for j, x in enumerate(xs):
-        y = y + _product(coefficients[row.p(j)], x)
-    lo, hi = coefficients[row.LO], coefficients[row.HI]
-    d = torch.where(y < lo, lo, torch.where(y > hi, hi, y))
+    _, d = _prediction(coefficients, xs, zero)
     results = []
     for k in range(outputs):
         out = zero
@@ -217,11 +222,8 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     inside = inside.reshape((-1,) + (1,) * (terms[0].dim() - 1))
     g = [zero if grad is None else torch.where(inside, grad.to(dtype), 0) for grad in grads]
 
-    y = zero
-    for j, x in enumerate(terms):
-        y = y + _product(c[row.p(j)], x.to(dtype))
+    y, d = _prediction(c, [x.to(dtype) for x in terms], zero)
     lo, hi = c[row.LO], c[row.HI]
-    d = torch.where(y < lo, lo, torch.where(y > hi, hi, y))
     d_grad = zero
     for k in range(outputs):
         d_grad = d_grad + c[row.w_d(k)] * g[k]
