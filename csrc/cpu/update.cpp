@@ -9,7 +9,9 @@ namespace FS_ISA {
 namespace {
 
 constexpr int kTile = kUpdateTile, kStridedTile = 512;
-constexpr int64_t kFar = 1 << 18;  // elements from which on the terms do not lie in the second-level cache
+// In elements. From kFar on the terms do not lie in the second-level cache, from kVeryFar on in none: measured gains of
+// 10 % with noise, and of 1.3 (float32) to 2.4 times (bfloat16) without.
+constexpr int64_t kAhead = 2048, kFar = 1 << 18, kVeryFar = 1 << 22;
 
 struct Span {
   void* p;
@@ -97,6 +99,7 @@ struct Job {
   uint32_t mask;
   int64_t draw[kNoises];
   int terms, outs, noises;
+  bool far;  // the terms lie in memory: fetch them ahead of use
   Span term[kTerms], xi[kNoises], out[kOutputs];
 };
 
@@ -106,6 +109,11 @@ void dense(const Job<S>& job, int64_t n) {
   constexpr int kWidth = Lane<V>::kWidth;
   for (int64_t i = 0; i < n; i += L * kWidth) {
     V x[K][L], xi[kNoises][L], d[L], acc[L];
+    if (job.far)
+      for (int j = 0; j < job.terms; ++j) {
+        const char* p = static_cast<const char*>(advance(job.term[j], i + kAhead).p);
+        for (int64_t b = 0; b < bytes(job.term[j].type, L * kWidth); b += 64) __builtin_prefetch(p + b);
+      }
     FS_UNROLL
     for (int j = 0; j < K; ++j) FS_UNROLL
     for (int l = 0; l < L; ++l) {
@@ -221,6 +229,7 @@ void strided(const UpdateArgs& a, const Job<S>& job, int64_t sample, int64_t i0,
   alignas(64) S in[kTerms + kNoises][kStridedTile];
   alignas(64) S out[kOutputs][kStridedTile];
   Job<S> local = job;
+  local.far = false;
   const int64_t padded = (n + kStep - 1) / kStep * kStep;
   const auto fetch = [&](int slot, const Operand& o) {
     transfer<true>(a, o, sample, i0, n, in[slot]);
@@ -267,6 +276,8 @@ void run(const UpdateArgs& a, int64_t begin, int64_t end) {
     const int64_t step = a.step[a.per_sample_step ? sample : 0];
     if (step != prepared) prepare(a, prepared = step, job);
     const auto at = [&](const Operand& o) { return advance({o.data, o.dtype}, sample * o.batch_stride + i0); };
+    job.far = false;
+    if (!a.key) job.far = dense && a.batch * a.numel >= kVeryFar;
     if (a.key) {
       Ahead ahead;
       const bool far = a.unit && a.batch * a.numel >= kFar;
