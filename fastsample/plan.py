@@ -76,6 +76,7 @@ class Plan:
         starts: ``(3, 48)``, see ``start``.
         calls, table, t, step_of: per network call: its memory, its row ``(calls, 48)``, the time told ``(calls,)``, and
             the step of the path it belongs to (N for a final denoising call).
+        targets: None, or the second time told at each call ``(calls,)``, to networks of two times.
         draws: number of draws of the run.  Draw 0 is the start; noise r of call i is draw 1 + i, or 1 + 2i + r in a
             plan with two noises per row.
 
@@ -95,6 +96,7 @@ class Plan:
     t: Array
     step_of: tuple[int, ...]
     draws: int
+    targets: Array | None = None
     _devices: dict[str, DevicePlan] = field(default_factory=dict, init=False, repr=False)
     _text: list[str] = field(default_factory=list, init=False, repr=False)
 
@@ -102,6 +104,7 @@ class Plan:
         for name in ("table", "starts"):
             object.__setattr__(self, name, _table(name, getattr(self, name)))
         object.__setattr__(self, "t", _frozen("t", self.t))
+        object.__setattr__(self, "targets", None if self.targets is None else _frozen("targets", self.targets))
         # through JSON and back: a private copy, of JSON values only
         object.__setattr__(self, "options", MappingProxyType(json.loads(json.dumps(dict(self.options)))))
         _check(self)
@@ -173,6 +176,7 @@ class Plan:
                 "starts": _sparse(self.starts),
                 "table": _sparse(self.table),
                 "t": self.t.tolist(),
+                **({} if self.targets is None else {"targets": self.targets.tolist()}),
                 "step_of": self.step_of,
                 "draws": self.draws,
             }
@@ -205,6 +209,7 @@ class Plan:
                 t=content["t"],
                 step_of=tuple(content["step_of"]),
                 draws=content["draws"],
+                targets=content.get("targets"),
             )
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(f"text: a damaged plan ({type(error).__name__}: {error})") from None
@@ -326,8 +331,9 @@ def _check(plan: Plan) -> None:
     for name, length in (("table", len(plan.table)), ("t", len(plan.t)), ("step_of", len(plan.step_of))):
         if length != n:
             raise ValueError(f"{name}: got {length} rows for {n} calls")
-    if plan.t.ndim != 1:
-        raise ValueError(f"t: got shape {plan.t.shape}, allowed is ({n},)")
+    for name, times in (("t", plan.t), ("targets", plan.t if plan.targets is None else plan.targets)):
+        if times.shape != (n,):
+            raise ValueError(f"{name}: got shape {times.shape}, allowed is ({n},)")
     if not plan.slots or plan.slots[0] != Slot("x", "state"):
         raise ValueError("slots: slot 0 must be 'x' with role 'state'")
     if len({slot.name for slot in plan.slots}) != len(plan.slots):

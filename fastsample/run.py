@@ -114,8 +114,9 @@ class PlanRun:
         self._dtypes = [slot.dtype for slot in bank.tensors]
         self._denoised = bank.names.index("x0") if "x0" in bank.names else None
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        t = torch.tensor(np.asarray(plan.t), dtype=wide, device=x.device)
-        self._t = t[:, None].expand(-1, len(x)).contiguous().unbind(0)
+        told = plan.t if plan.targets is None else np.stack([plan.t, plan.targets], axis=-1)
+        t = torch.tensor(told, dtype=wide, device=x.device)
+        self._t = t[:, None].expand(-1, len(x), *t.shape[1:]).contiguous().unbind(0)
         self._begin(x, start)
         self._prepared = [] if grad else self._prepare()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import numpy as np
 from fastsample import predictions, row
 from fastsample.path import Level, Path
 from fastsample.plan import COND, UNCOND, Call, Plan, Slot
-from fastsample.solvers.step import Step
+from fastsample.solvers.express import Combo, Network, express, predict, write
+from fastsample.solvers.step import Mix, Step
 
 TIMES = ("t", "log-snr", "sigma", "log-sigma", "index")
-Linear = tuple[float, float, float]  # weights of x, of the guided network output e, of D
 
 DEFAULTS: dict[str, Any] = {
     "guidance": None,
@@ -29,38 +28,6 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class _Output:
-    """What a row writes to a slot: ``factor`` times a combination; ``moves``: it is x, with history and noise."""
-
-    slot: int
-    combo: Linear
-    factor: float = 1.0
-    moves: bool = False
-
-
-@dataclass(frozen=True)
-class _Network:
-    """How raw outputs become x0_hat and eps_hat."""
-
-    prediction: str
-    scaling: str
-    sigma_data: float
-    path: Path
-
-    def kappa(self, at: Level) -> float:
-        return predictions.input_scale(self.scaling, at.alpha, at.sigma, self.sigma_data)
-
-    def convert(self, form: str, step: Step) -> Linear:
-        rates = None
-        if self.path.rates is not None and self.prediction == "flow":
-            rates = (float(self.path.rates[step.index, 0]), float(self.path.rates[step.index, 1]))
-        to = predictions.to_x0 if form == "x0" else predictions.to_eps
-        at = step.at
-        p, q = to(self.prediction, at.alpha, at.sigma, kappa=self.kappa(at), sigma_data=self.sigma_data, rates=rates)
-        return p, q, 0.0
-
-
 def assemble(
     solver: str, path: Path, steps: Sequence[Step], *, options: Mapping[str, Any], prediction: str, **shared: Any
 ) -> Plan:
@@ -71,7 +38,7 @@ def assemble(
     if shared["denoise"] and path[-1].sigma > 0:
         steps.append(Step(path.steps, path[-1], a=0.0, b=(1.0,)))
     sigma_data = _positive("sigma_data", shared["sigma_data"])
-    network = _Network(prediction, shared["input_scaling"], sigma_data, path)
+    network = Network(prediction, shared["input_scaling"], sigma_data, path.rates)
     limits = _limits(shared["clip"])
     weights = _guidance(shared["guidance"], len(steps))
     times = _times(shared["time"], steps)
@@ -83,53 +50,58 @@ def assemble(
     if weights is not None:
         shared["guidance"] = weights[0] if len(set(weights)) == 1 else weights
 
-    # bank: x, a ring of past D, the scaled input, the preview
-    depth = max(_reach(step) for step in steps)
-    slots = [Slot("x"), *(Slot(f"D{j + 1}") for j in range(depth))]
-    ring = range(1, 1 + depth)
+    # bank: x, the history, kept tensors, the scaled input, the preview
+    history = _history(steps)
+    depth = max(history.values(), default=0)
+    names = list(dict.fromkeys(name for step in steps for name in step.keep))
+    slots = [Slot("x"), *(Slot(f"D{j + 1}") for j in range(depth)), *(Slot(name) for name in names)]
+    named = {name: 1 + depth + j for j, name in enumerate(names)}
+    memory = len(slots)
     scaled = network.scaling != "none"
-    ask = len(slots) if scaled else 0
+    ask = memory if scaled else 0
     if scaled:
         slots.append(Slot("input", "input"))
     if shared["denoised"]:
         slots.append(Slot("x0", "x0"))
-    terms = (0, *ring, COND) if weights is None else (0, *ring, COND, UNCOND)
+    terms = (*range(memory), COND) if weights is None else (*range(memory), COND, UNCOND)
     if len(terms) > row.MAX_TERMS:
         raise ValueError(f"solver: {solver!r} needs {len(terms)} terms per row, a row has {row.MAX_TERMS}")
 
     table, calls = row.blank(len(steps)), []
     for i, step in enumerate(steps):
         last = i + 1 == len(steps)
-        kept = any(j <= _reach(later) and later.b[j] for j, later in enumerate(steps[i + 1 :], 1))
-        combos = _combine(network, step, limits, kept, bool(shared["denoised"]))
-        outputs = [_Output(0, combos["x"], moves=True)]
-        if kept:
-            outputs.append(_Output(ring[i % depth], combos["D"]))
+        made = express(network, step, limits is not None, i in history, bool(shared["denoised"]))
+        after = 1.0 if last else steps[i + 1].scale
+        x = {source: after * weight for source, weight in made.x.items()}
+        if not last and steps[i + 1].lift:
+            x["xi"] = math.hypot(x.get("xi", 0.0), steps[i + 1].lift)
+        outputs: list[tuple[int, Combo, float]] = [(0, x, 1.0)]
+        if i in history:
+            outputs.append((history[i], made.kept, 1.0))
         if scaled and not last:
-            outputs.append(_Output(ask, combos["x"], kappas[i + 1], moves=True))
+            outputs.append((ask, x, kappas[i + 1]))
         if shared["denoised"]:
-            outputs.append(_Output(len(slots) - 1, combos["x0"]))
+            outputs.append((len(slots) - 1, made.x0, 1.0))
+        outputs += [(named[name], combo, 1.0) for name, combo in made.keep.items()]
         if len(outputs) > row.MAX_OUTPUTS:
             raise ValueError(
                 f"denoised: a row of {solver!r} with history, scaled input and x0 preview would have {len(outputs)} "
                 f"outputs, allowed are {row.MAX_OUTPUTS}; let the network scale its own input (input_scaling='none')"
             )
-        values = table[i]
         shares = (1.0,) if weights is None else (weights[i], 1.0 - weights[i])
-        inputs = (0, *range(depth + 1, len(terms)))  # columns of x and of the network's outputs
-        values[[row.p(j) for j in inputs]] = _spread(combos["y"], shares)
-        for k, output in enumerate(outputs):
-            values[[row.w(k, j) for j in inputs]] = _spread(output.combo, shares, output.factor)
-            values[row.w_d(k)] = output.factor * output.combo[2]
-            if output.moves:
-                for j in range(1, _reach(step) + 1):
-                    values[row.w(k, 1 + (i - j) % depth)] = output.factor * step.b[j]
-                values[row.g(k, 0)] = output.factor * math.hypot(step.c, 0.0 if last else steps[i + 1].lift)
+        columns: dict[str | int, list[tuple[int, float]]] = {"x": [(0, 1.0)]}
+        columns["e"] = [(memory + k, share) for k, share in enumerate(shares)]
+        columns.update((name, [(slot, 1.0)]) for name, slot in named.items())
+        columns.update((i - call, [(slot, 1.0)]) for call, slot in history.items() if call < i)
+        values = table[i]
+        predict(values, made.y, columns)
+        for k, (_, combo, factor) in enumerate(outputs):
+            write(values, k, combo, columns, factor)
         if limits is not None:
             values[row.LO], values[row.HI] = limits
         values[row.DRAW] = 1 + i
         values[row.TIME] = 0.0 if last else times[i + 1]
-        calls.append(Call(ask, terms, tuple(output.slot for output in outputs)))
+        calls.append(Call(ask, terms, tuple(slot for slot, _, _ in outputs)))
 
     noisy = bool(table[:, [row.g(k, 0) for k in range(row.MAX_OUTPUTS)]].any())
     first = kappas[0] if scaled else None
@@ -146,50 +118,36 @@ def assemble(
         calls=tuple(calls),
         table=table,
         t=np.asarray(times),
+        targets=_targets(steps),  # type: ignore[arg-type]  # made an array there
         step_of=tuple(step.index for step in steps),
         draws=1 + len(steps) if noisy else 1,
     )
 
 
-def _reach(step: Step) -> int:
-    """How many calls a step looks back."""
-    return max((j for j, b in enumerate(step.b) if b), default=0)
+def _history(steps: Sequence[Step]) -> dict[int, int]:
+    """Slot of D of every call that a later one looks back to; a slot is free again in the row that reads it last."""
+    last: dict[int, int] = {}
+    for i, step in enumerate(steps):
+        mixes: list[Mix] = [dict(enumerate(step.b)), *step.keep.values()]
+        for j in {j for mix in mixes for j, weight in mix.items() if isinstance(j, int) and j > 0 and weight}:
+            if j > i:
+                raise ValueError(f"steps: call {i} looks {j} calls back")
+            last[i - j] = i
+    slots: dict[int, int] = {}
+    free_from: list[int] = []  # per slot: the call from which on it may be written
+    for call, until in sorted(last.items()):
+        ready = [(since, slot) for slot, since in enumerate(free_from) if since <= call]
+        slot = min(ready)[1] if ready else len(free_from)
+        free_from[slot : slot + 1] = [until]
+        slots[call] = 1 + slot
+    return slots
 
 
-def _combine(
-    network: _Network, step: Step, limits: tuple[float, float] | None, kept: bool, preview: bool
-) -> dict[str, Linear]:
-    """Weights of (x, e, D) in: y (what D is made of), x0_hat, the history quantity D, and x'."""
-    zero, d = (0.0, 0.0, 0.0), (0.0, 0.0, 1.0)
-    b0 = step.b[0]
-    combos = {"y": zero, "x0": zero, "D": zero}
-    raw = network.convert("eps", step) if step.raw else zero
-    if limits is not None:
-        combos["y"], combos["x0"] = network.convert("x0", step), d
-        combos["D"] = d
-        if step.form == "eps":  # eps_hat that belongs to the limited x0_hat
-            if step.at.sigma == 0.0:
-                raise ValueError("clip: a limited x0_hat says nothing about eps where sigma = 0")
-            combos["D"] = (1.0 / step.at.sigma, 0.0, -step.at.alpha / step.at.sigma)
-    else:
-        if preview or (step.form == "x0" and (b0 or kept)):
-            combos["x0"] = network.convert("x0", step)
-        if step.form == "x0":
-            combos["D"] = combos["x0"]
-        elif b0 or kept:
-            combos["D"] = network.convert("eps", step)
-        if kept:  # through the D of the row; otherwise the rows collapse into x and e alone
-            combos["y"], combos["D"] = combos["D"], d
-            if step.form == "x0":
-                combos["x0"] = d
-    x, e, w = (b0 * q + step.raw * r for q, r in zip(combos["D"], raw, strict=True))
-    combos["x"] = (x + step.a, e, w)
-    return combos
-
-
-def _spread(combo: Linear, shares: Sequence[float], factor: float = 1.0) -> list[float]:
-    """Weights of x and of each network output."""
-    return [factor * combo[0], *(factor * share * combo[1] for share in shares)]
+def _targets(steps: Sequence[Step]) -> list[float] | None:
+    targets = [float(step.to) for step in steps if step.to is not None]
+    if len(targets) not in (0, len(steps)):
+        raise ValueError("denoise: a network of two times cannot be called at the last level, where it jumps nowhere")
+    return targets or None
 
 
 def _starts(path: Path, step: Step, kappa: float | None, init_sigma: float | None, time: float) -> Any:
@@ -198,8 +156,8 @@ def _starts(path: Path, step: Step, kappa: float | None, init_sigma: float | Non
     starts = row.blank(3)
     for values, (keep, noise) in zip(starts, ((0.0, scale), (1.0, 0.0), (alpha, sigma)), strict=True):
         for k, factor in enumerate([1.0] if kappa is None else [1.0, kappa]):
-            values[row.w(k, 0)] = factor * keep
-            values[row.g(k, 0)] = factor * math.hypot(noise, step.lift)
+            values[row.w(k, 0)] = factor * step.scale * keep
+            values[row.g(k, 0)] = factor * math.hypot(step.scale * noise, step.lift)
         values[row.TIME] = time
     return starts
 

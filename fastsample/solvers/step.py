@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fastsample.path import Level
+
+Mix = Mapping[str | int, float]
+"""Weights by source: ``"x"`` the state that the network saw, 0 D of this call, j > 0 D of the j-th call before,
+``"eps"`` eps_hat made of the raw output, ``"xi"`` the noise of this call, any other string a tensor kept earlier."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """``x' = a x + b[0] D + sum_j b[j] D_{-j} + raw eps_hat + c xi`` after one network call.
+    """``x' = a x + b[0] D + sum_j b[j] D_{-j} + raw eps_hat + sum saved[n] n + c xi`` after one network call.
 
     Args:
-        index: step of the path that the call belongs to.
+        index: step of the path that the call belongs to; the stages of one step share it.
         at: level of the state that the network sees, and the time it is told.
-        a, b, c: weights of the state, of D of this call and of the calls before it, of the noise.
-        form: what D is, ``"x0"`` or ``"eps"``; the same in all steps of a run that look back.
+        a, b, c: weights of the state, of D of this call and of the calls before it (calls, not steps), of the noise.
+        form: what D is: ``"x0"``, ``"eps"`` or ``"raw"`` (the network's output itself).
         raw: weight of eps_hat made of the network's output *before* x0_hat was limited (DDIM keeps it).
         lift: standard deviation of the noise added to the state before the call (churn); folded into the row before.
+        scale: factor of the state before the call, before the lift; folded into the row before as well.
+        saved: weights of tensors kept by earlier steps, by name.
+        keep: tensors to keep after this call, by name: each a mix.  A kept tensor may replace the one of its name.
+        to: second time told to networks of two times (where the jump of a consistency trajectory model ends).
     """
 
     index: int
@@ -28,3 +37,15 @@ class Step:
     form: str = "x0"
     raw: float = 0.0
     lift: float = 0.0
+    scale: float = 1.0
+    saved: Mapping[str, float] = field(default_factory=dict)
+    keep: Mapping[str, Mix] = field(default_factory=dict)
+    to: float | None = None
+
+    @property
+    def mix(self) -> dict[str | int, float]:
+        """The new state as a mix."""
+        sources: dict[str | int, float] = {"x": self.a, "eps": self.raw, "xi": self.c}
+        sources.update(self.saved.items())
+        sources.update(enumerate(self.b))
+        return {source: weight for source, weight in sources.items() if weight}
