@@ -1,0 +1,203 @@
+"""The fused step behind every drop-in scheduler: rows of a run on a device, and one launch that applies one of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fastsample.ops  # noqa: F401  (defines torch.ops.fastsample)
+from fastsample import row
+from fastsample.path import Array, Level
+from fastsample.solvers.express import Combo, Network, Outputs, express, predict, write
+from fastsample.solvers.step import Step
+
+SAMPLE, MODEL = 0, 1  # terms of every row: the state, the network's output, then what the class remembers
+PREDICTIONS = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "original_sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
+_KEPT_TABLES = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row before it is a row: the step, the order of its outputs and of the tensors it reads beside state and output.
+
+    ``writes``: ``"x"`` the new state, ``"x0"`` the limited x0_hat, ``"D"`` the history quantity, or a name of
+    ``step.keep``; ``scaled`` > 0 adds one more output, that factor times the new state.  ``reads``: history numbers
+    j > 0 and names of kept tensors.  ``limit``: of x0_hat; 1 where the threshold is found per sample.  ``lift``:
+    standard deviation of the noise that the state gets before everything else (churn as diffusers applies it, after
+    the network was called).  ``threshold``: ratio, floor and ceiling of dynamic thresholding.
+    """
+
+    step: Step
+    network: Network
+    writes: tuple[str, ...] = ("x",)
+    reads: tuple[str | int, ...] = ()
+    limit: float | None = None
+    scaled: float = 0.0
+    lift: float = 0.0
+    draw: int = 0
+    threshold: tuple[float, float, float] | None = None
+
+    def row(self) -> Array:
+        """The row ``(48,)``."""
+        limited = self.limit is not None
+        made = express(self.network, self.step, limited, "D" in self.writes, "x0" in self.writes)
+        columns: dict[str | int, list[tuple[int, float]]] = {"x": [(SAMPLE, 1.0)], "e": [(MODEL, 1.0)]}
+        columns.update((name, [(2 + place, 1.0)]) for place, name in enumerate(self.reads))
+        values = row.blank()
+        predict(values, made.y, columns)
+        for k, name in enumerate(self.writes):
+            write(values, k, self._lifted(_output(made, name)), columns)
+        if self.scaled:
+            write(values, len(self.writes), self._lifted(made.x), columns, self.scaled)
+        if self.limit is not None:
+            values[row.LO], values[row.HI] = -self.limit, self.limit
+        values[row.DRAW] = self.draw
+        return values
+
+    def _lifted(self, combo: Combo) -> Combo:
+        if not self.lift:
+            return combo
+        return {**combo, "xi": combo.get("xi", 0.0) + self.lift * combo.get("x", 0.0)}
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the row needs noise."""
+        return bool(self.step.c or self.lift)
+
+
+def _output(made: Outputs, name: str) -> Combo:
+    return {"x": made.x, "x0": made.x0, "D": made.kept}[name] if name in ("x", "x0", "D") else made.keep[name]
+
+
+class Rows:
+    """Rows by key, made when first asked for and then kept; a table per device that grows when a new row comes."""
+
+    def __init__(self, make: Callable[[Any], Recipe]) -> None:
+        self._make = make
+        self._places: dict[Hashable, int] = {}
+        self.recipes: list[Recipe] = []
+        self._values = row.blank(16)
+        self._devices: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = {}
+
+    def prepare(self, keys: Sequence[Hashable], device: torch.device | None = None) -> None:
+        """Make the rows of ``keys``, and bring them to ``device``: no host work is left for the steps."""
+        for key in keys:
+            self._place(key)
+        if device is not None:
+            self._on(device)
+
+    def find(self, key: Hashable, device: torch.device) -> tuple[Tensor, Tensor, Recipe]:
+        """``(table, step, recipe)`` of a row on a device."""
+        place = self._places.get(key)
+        if place is None:
+            place = self._place(key)
+        on = self._devices.get(device) or self._on(device)
+        return on[0], on[1][place], self.recipes[place]
+
+    def _place(self, key: Hashable) -> int:
+        if key not in self._places:
+            recipe = self._make(key)
+            place = len(self.recipes)
+            if place == len(self._values):
+                self._values = np.concatenate([self._values, row.blank(place)])
+            self._values[place] = recipe.row()
+            self.recipes.append(recipe)
+            self._places[key] = place
+            self._devices.clear()
+        return self._places[key]
+
+    def _on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.inference_mode(False):  # kept for later runs, which may want gradients
+            table = torch.tensor(self._values, dtype=torch.float64, device=device)
+            steps = torch.arange(len(self._values), dtype=torch.int64, device=device).unbind(0)
+        self._devices[device] = (table, steps)
+        return self._devices[device]
+
+
+_tables: OrderedDict[Hashable, Rows] = OrderedDict()
+
+
+def rows_for(signature: Hashable, make: Callable[[Any], Recipe]) -> Rows:
+    """The rows of a configuration, shared by all schedulers that have the same (least recently used go first)."""
+    rows = _tables.get(signature)
+    if rows is None:
+        rows = _tables[signature] = Rows(make)
+        if len(_tables) > _KEPT_TABLES:
+            _tables.popitem(last=False)
+    else:
+        _tables.move_to_end(signature)
+    return rows
+
+
+def launch(
+    table: Tensor,
+    step: Tensor,
+    terms: list[Tensor],
+    dtypes: Sequence[torch.dtype],
+    noise: list[Tensor],
+    key: Tensor | None = None,
+    threshold: tuple[float, float, float] | None = None,
+) -> list[Tensor]:
+    """Apply a row and return its outputs, of ``dtypes``; with ``threshold`` its limits are found per sample before."""
+    if threshold is not None:
+        step, table = _thresholded(terms, table, step, threshold)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in terms):
+        made: list[Tensor] = torch.ops.fastsample.update.default(
+            terms, table, step, key, noise, len(dtypes), list(dtypes)
+        )
+        return made
+    like = terms[0]
+    own = like.dtype
+    outs = [torch.empty_like(like) if dtype is own else torch.empty_like(like, dtype=dtype) for dtype in dtypes]
+    torch.ops.fastsample.update_.default(outs, terms, table, step, key, noise)
+    return outs
+
+
+def _thresholded(
+    terms: list[Tensor], table: Tensor, step: Tensor, threshold: tuple[float, float, float]
+) -> tuple[Tensor, Tensor]:
+    batch, device = len(terms[0]), table.device
+    if (batch, device) not in _samples:
+        with torch.inference_mode(False):
+            _samples[batch, device] = torch.arange(batch, device=device)
+    rows = torch.empty(batch, row.COLUMNS, dtype=torch.float64, device=device)
+    torch.ops.fastsample.threshold_.default(rows, terms, table, step, *threshold)
+    return _samples[batch, device], rows
+
+
+_samples: dict[tuple[int, torch.device], Tensor] = {}  # 0 .. B-1, of the batch sizes in use
+
+
+def ve_level(sigma: float, t: float = 0.0) -> Level:
+    """Level of a state x / alpha."""
+    return Level(1.0, sigma, t)
+
+
+def vp_level(rho: float, t: float = 0.0) -> Level:
+    """Level of a variance-preserving state from sigma / alpha."""
+    alpha = 1.0 / (1.0 + rho * rho) ** 0.5
+    return Level(alpha, rho * alpha, t)
+
+
+def flow_level(sigma: float, t: float = 0.0) -> Level:
+    """Level of a rectified flow."""
+    return Level(1.0 - sigma, sigma, t)
+
+
+def table_level(squared: float, t: float = 0.0) -> Level:
+    """Level of ``alphas_cumprod``."""
+    return Level(squared**0.5, (1.0 - squared) ** 0.5, t)
+
+
