@@ -79,7 +79,8 @@ class Layout {
   }
 
   // keep_samples: something depends on the sample. keep_order: something depends on the logical index in the sample.
-  void finish(UpdateArgs& a, bool keep_samples, bool keep_order) {
+  template <class Args>
+  void finish(Args& a, bool keep_samples, bool keep_order) {
     a.batch = keep_samples ? size_[0] : 1;
     const int first = keep_samples ? 1 : 0;
     int order[kMaxDims], n = 0;

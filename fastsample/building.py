@@ -87,7 +87,11 @@ def cpu_library(sanitize: bool = False) -> Library:
     isas: list[tuple[str, tuple[str, ...]]] = [("isa_base", ())]
     if platform.machine() in X86:
         isas += [("isa_avx2", ("-march=x86-64-v3",)), ("isa_avx512", ("-march=x86-64-v4",))]
-    units = [Unit("cpu/update.cpp", (*flags, *march, f"-DFS_ISA={isa}"), f"update_{isa}") for isa, march in isas]
+    units = [
+        Unit(f"cpu/{name}.cpp", (*flags, *march, f"-DFS_ISA={isa}"), f"{name}_{isa}")
+        for name in ("update", "brownian")
+        for isa, march in isas
+    ]
     includes = (f"-DTORCH_TARGET_VERSION={ABI_TARGET}", "-isystem", str(torch / "include"))
     units.append(Unit("torch_cpu.cpp", (*flags, *includes), "torch_cpu"))
     link = ("-shared", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *(extra[2:3] if sanitize else ()))

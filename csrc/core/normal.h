@@ -66,13 +66,17 @@ FS_HD void normals_at(uint64_t seed, uint64_t counter, float z[4]) {
 }
 
 // Float64 states: two normals per counter, through libm (equal to rounding, not to the bit, across devices).
-FS_HD void normals_at(uint64_t seed, uint64_t counter, double z[2]) {
-  uint32_t r[4];
-  philox_at(seed, counter, r);
+FS_HD void box_muller_wide(const uint32_t r[4], double z[2]) {
   const double radius64 = ::sqrt(-2.0 * ::log(uniform_wide(r[0], r[1])));
   const double angle = 6.283185307179586476925 * uniform_wide(r[2], r[3]);
   z[0] = radius64 * ::cos(angle);
   z[1] = radius64 * ::sin(angle);
+}
+
+FS_HD void normals_at(uint64_t seed, uint64_t counter, double z[2]) {
+  uint32_t r[4];
+  philox_at(seed, counter, r);
+  box_muller_wide(r, z);
 }
 
 // Normals per counter for a compute type.

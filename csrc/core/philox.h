@@ -4,24 +4,33 @@
 
 namespace fs {
 
-// U is uint32_t or SIMD lanes of it; all lanes share the key.
-template <class U>
-FS_HD void philox(U c0, U c1, uint64_t key, U r[4]) {
-  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-  U c2(0u), c3(0u);
+constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;  // multipliers
+constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;  // steps of the key
+
+// Rounds kDone..9. U is uint32_t or SIMD lanes of it; all lanes share the key.
+template <int kDone, class U>
+FS_HD void philox_rounds(U c0, U c1, U c2, U c3, uint64_t key, U r[4]) {
+  uint32_t k0 = static_cast<uint32_t>(key) + kDone * kPhiloxW0;
+  uint32_t k1 = static_cast<uint32_t>(key >> 32) + kDone * kPhiloxW1;
   FS_UNROLL
-  for (int round = 0; round < 10; ++round) {
+  for (int round = kDone; round < 10; ++round) {
     U hi0, lo0, hi1, lo1;
-    mul_wide(c0, 0xD2511F53u, hi0, lo0);
-    mul_wide(c2, 0xCD9E8D57u, hi1, lo1);
+    mul_wide(c0, kPhiloxM0, hi0, lo0);
+    mul_wide(c2, kPhiloxM1, hi1, lo1);
     c0 = hi1 ^ c1 ^ U(k0);
     c1 = lo1;
     c2 = hi0 ^ c3 ^ U(k1);
     c3 = lo0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    k0 += kPhiloxW0;
+    k1 += kPhiloxW1;
   }
   r[0] = c0, r[1] = c1, r[2] = c2, r[3] = c3;
+}
+
+// Words of a 64-bit counter; the high half of Philox's counter is zero.
+template <class U>
+FS_HD void philox(U c0, U c1, uint64_t key, U r[4]) {
+  philox_rounds<0>(c0, c1, U(0u), U(0u), key, r);
 }
 
 FS_HD void philox_at(uint64_t key, uint64_t counter, uint32_t r[4]) {

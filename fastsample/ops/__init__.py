@@ -1,7 +1,8 @@
 """The ops: one file each, with schema, reference, fake, autograd and Python entry."""
 
 from ..errors import BackendError
+from .brownian import brownian, brownian_
 from .library import use_backend
 from .update import update, update_
 
-__all__ = ["BackendError", "update", "update_", "use_backend"]
+__all__ = ["BackendError", "brownian", "brownian_", "update", "update_", "use_backend"]
