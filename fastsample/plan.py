@@ -264,7 +264,8 @@ def make_plan(
         init_sigma: standard deviation of the start from noise; default sigma_0.
         denoise: one more call at the last level, whose x0_hat is the result.
         denoised: write x0_hat of every call to a slot ``"x0"``.
-        **options: the solver's own, see ``fastsample.solvers.describe(name)``.
+        **options: the solver's own, see ``fastsample.solvers.describe(name)``.  A callable of a ``Level`` stands for
+            its values at the levels of the path.
 
     Raises:
         ValueError: an unknown name or option (the message lists what there is), a value out of range, a prediction
@@ -276,6 +277,9 @@ def make_plan(
     if not isinstance(path, Path):
         raise TypeError(f"path: got {type(path).__name__}, allowed is a fastsample Path (see make_path)")
     entry = registry.find(solver)
+    for name, option in options.items():
+        if callable(option):
+            options[name] = [float(option(level)) for level in path.levels()]
     values = registry.complete(entry, options)
     steps = entry.steps(path, **values)
     return assemble.assemble(

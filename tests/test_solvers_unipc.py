@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import pytest
 
@@ -10,8 +9,8 @@ from fastsample.path import Path
 from fastsample.plan import make_plan
 
 from .exact import Mixture
+from .follow import follow
 from .golden_cases import Case, Replay, cases
-from .test_solvers_golden import check
 
 FORM = {"data": "x0", "noise": "eps", True: "x0", False: "eps"}
 
@@ -21,7 +20,7 @@ FORM = {"data": "x0", "noise": "eps", True: "x0", False: "eps"}
 def test_authors_program(case, anchored):
     cfg = case.cfg
     options = {"order": cfg["order"], "variant": cfg["variant"], "form": FORM[cfg["form"]], "anchored": anchored}
-    check(case, make_plan("unipc", Path(case["alpha"], case["sigma"], case["t"]), **options))
+    follow(case, make_plan("unipc", Path(case["alpha"], case["sigma"], case["t"]), **options))
 
 
 @pytest.mark.parametrize("anchored", [False, True], ids=["chained", "anchored"])
@@ -31,7 +30,7 @@ def test_diffusers(case, anchored):
     prediction = "flow" if cfg["prediction"] == "u" else cfg["prediction"]
     options = {"order": cfg["order"], "variant": cfg["solver_type"], "form": FORM[cfg["predict_x0"]]}
     path = Path(case["alpha"], case["sigma"], np.append(case["t"], 0.0))
-    check(case, make_plan("unipc", path, prediction=prediction, anchored=anchored, **options))
+    follow(case, make_plan("unipc", path, prediction=prediction, anchored=anchored, **options))
 
 
 def varied(case: Case) -> float:

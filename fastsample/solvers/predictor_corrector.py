@@ -104,7 +104,8 @@ def chain(
         again: ask the network once more on every corrected state (PECE).
         denoise: correct the last state too and return its x0_hat (two more calls).
     """
-    levels, steps = path.levels(), []
+    levels = path.levels()
+    steps: list[Step] = []
     made: dict[int, int] = {}  # level -> the call that gave D there
     waiting: tuple[Weights, Weights] | None = None  # (correct, predict) of the step that led here
 
@@ -139,7 +140,7 @@ def chain(
             steps.append(Step(i, levels[i], move.a, b((1.0, move.predict)), move.c, form, keep=keep))
         elif anchored:
             if follows:
-                mixed = dict(enumerate(b((move.a, waiting[0]))))
+                mixed: Mix = {**dict(enumerate(b((move.a, waiting[0]))))}
                 keep["anchor"] = {"anchor": move.a, "xi": move.c, **mixed}
             weights = b((1.0, move.predict), (move.a, waiting[0]))
             steps.append(Step(i, levels[i], 0.0, weights, move.c, form, saved={"anchor": move.a}, keep=keep))
