@@ -1,5 +1,7 @@
 """Drop-in schedulers for diffusers: the stock classes under their own names, one fused launch per step."""
 
+from .ddim import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
+from .dpm import DEISMultistepScheduler, DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler
 from .euler import (
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
@@ -8,6 +10,12 @@ from .euler import (
 )
 
 __all__ = [
+    "DDIMInverseScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",

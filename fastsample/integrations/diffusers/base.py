@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -28,7 +28,8 @@ class Grid:
     mode: str
     times: tuple[float, ...]
     sigmas: tuple[float, ...]
-    extra: Hashable = None
+    extra: Any = None
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False)  # what several rows share
 
     @property
     def exact(self) -> bool:
@@ -70,6 +71,10 @@ class Fused:
     _levels: tuple[float, ...] = ()  # the sigmas as floats
     _keys: tuple[Any, Tensor] | None = None
 
+    if TYPE_CHECKING:  # the attributes of the class of diffusers beside it
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def use(self: Self, *, mode: str | None = None, noise: str | None = None, seed: int | None = None) -> Self:
         """Choose ``mode``, ``noise`` and the ``seed`` of counter noise (default: that of the caller's generator, or
         one from torch's global generator).  Call before ``set_timesteps``.  Raises ``ValueError`` for another name."""
@@ -87,12 +92,12 @@ class Fused:
     # --- rows
 
     def _grid(self) -> Grid:
-        config = {k: v for k, v in self.config.items() if not k.startswith("_")}  # type: ignore[attr-defined]
+        config = {k: v for k, v in self.config.items() if not k.startswith("_")}
         sigmas = self.__dict__.get("sigmas")
         return Grid(
             config=config,
             mode=self.mode,
-            times=tuple(self.timesteps.tolist()),  # type: ignore[attr-defined]
+            times=tuple(self.timesteps.tolist()),
             sigmas=() if sigmas is None else tuple(sigmas.tolist()),
             extra=self._extra(),
         )
@@ -143,11 +148,17 @@ class Fused:
         counter: Tensor | None = None,
     ) -> list[Tensor]:
         """One launch: the outputs of row ``key``."""
-        table, step, recipe = self._rows().find(key, sample.device)
-        noises = [noise] if noise is not None and recipe.noisy else []
-        return launch(
-            table, step, [sample, model_output, *memory], dtypes, noises, counter if recipe.noisy else None, recipe.threshold
-        )
+        bound, own = self._bound, self.__dict__
+        if bound is None or bound[0] is not own.get("sigmas") or bound[1] is not own["timesteps"]:
+            self._rows()
+            bound = self._bound
+        assert bound is not None
+        table, step, recipe = bound[2].find(key, sample.device)
+        if recipe.noisy:
+            noises = () if noise is None else (noise,)
+        else:
+            noises, counter = (), None
+        return launch(table, step, [sample, model_output, *memory], dtypes, noises, counter, recipe.threshold)
 
     # --- noise
 
@@ -155,8 +166,7 @@ class Fused:
         """``(noise, None)`` as diffusers draws it, or ``(None, keys)`` for the kernel's own noise."""
         if self.noise == "counter":
             return None, self._counter(like, generator)
-        plain = generator is None or (isinstance(generator, torch.Generator) and generator.device == like.device)
-        if plain:
+        if generator is None or (isinstance(generator, torch.Generator) and generator.device == like.device):
             return torch.randn(like.shape, generator=generator, device=like.device, dtype=dtype), None
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype), None
 
@@ -189,7 +199,7 @@ class Fused:
 
     def _position(self, timestep: Tensor) -> int | None:
         """Place of a time in ``timesteps`` if it is a view of an entry: its address says it, nothing is read."""
-        times = self.timesteps  # type: ignore[attr-defined]
+        times = self.timesteps
         self._rows()
         if timestep.dtype != times.dtype or timestep.numel() != 1:
             return None
@@ -199,7 +209,7 @@ class Fused:
         return place if 0 <= place < len(self._times) else None
 
     def _init_step_index(self, timestep: Any) -> None:
-        if self.begin_index is None:  # type: ignore[attr-defined]
+        if self.begin_index is None:
             self._rows()
             if self.mode == "exact" and isinstance(timestep, Tensor):
                 position = self._position(timestep)
@@ -215,7 +225,7 @@ class Fused:
                 return
             self._step_index = found[1] if len(found) > 1 else found[0]
         else:
-            self._step_index = self._begin_index  # type: ignore[attr-defined]
+            self._step_index = self._begin_index
 
     # --- copies
 

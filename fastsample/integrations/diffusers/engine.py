@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ PREDICTIONS = {
     "flow_prediction": "flow",
 }
 _KEPT_TABLES = 64
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_empty_like = torch.empty_like
+_update = torch.ops.fastsample.update_.default
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row before it is a row: the step, the order of its outputs and of the tensors it reads beside state and output.
+    """A row before it is a row: the step, the order of its outputs and of what it reads beside state and output.
 
     ``writes``: ``"x"`` the new state, ``"x0"`` the limited x0_hat, ``"D"`` the history quantity, or a name of
     ``step.keep``; ``scaled`` > 0 adds one more output, that factor times the new state.  ``reads``: history numbers
@@ -71,7 +75,7 @@ class Recipe:
             return combo
         return {**combo, "xi": combo.get("xi", 0.0) + self.lift * combo.get("x", 0.0)}
 
-    @property
+    @functools.cached_property
     def noisy(self) -> bool:
         """Whether the row needs noise."""
         return bool(self.step.c or self.lift)
@@ -90,21 +94,25 @@ class Rows:
         self.recipes: list[Recipe] = []
         self._values = row.blank(16)
         self._devices: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        self._seen: set[torch.device] = set()
+        self._found: dict[tuple[Hashable, torch.device], tuple[Tensor, Tensor, Recipe]] = {}
 
     def prepare(self, keys: Sequence[Hashable], device: torch.device | None = None) -> None:
-        """Make the rows of ``keys``, and bring them to ``device``: no host work is left for the steps."""
+        """Make the rows of ``keys`` and bring them to ``device`` (and to where they were): no host work is left."""
         for key in keys:
             self._place(key)
-        if device is not None:
-            self._on(device)
+        for known in {*self._seen, *([] if device is None else [device])}:
+            if known not in self._devices:
+                self._on(known)
 
     def find(self, key: Hashable, device: torch.device) -> tuple[Tensor, Tensor, Recipe]:
         """``(table, step, recipe)`` of a row on a device."""
-        place = self._places.get(key)
-        if place is None:
+        found = self._found.get((key, device))
+        if found is None:
             place = self._place(key)
-        on = self._devices.get(device) or self._on(device)
-        return on[0], on[1][place], self.recipes[place]
+            table, steps = self._devices.get(device) or self._on(device)
+            found = self._found[key, device] = (table, steps[place], self.recipes[place])
+        return found
 
     def _place(self, key: Hashable) -> int:
         if key not in self._places:
@@ -116,12 +124,14 @@ class Rows:
             self.recipes.append(recipe)
             self._places[key] = place
             self._devices.clear()
+            self._found.clear()
         return self._places[key]
 
     def _on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.inference_mode(False):  # kept for later runs, which may want gradients
             table = torch.tensor(self._values, dtype=torch.float64, device=device)
             steps = torch.arange(len(self._values), dtype=torch.int64, device=device).unbind(0)
+        self._seen.add(device)
         self._devices[device] = (table, steps)
         return self._devices[device]
 
@@ -146,7 +156,7 @@ def launch(
     step: Tensor,
     terms: list[Tensor],
     dtypes: Sequence[torch.dtype],
-    noise: list[Tensor],
+    noise: Sequence[Tensor],
     key: Tensor | None = None,
     threshold: tuple[float, float, float] | None = None,
 ) -> list[Tensor]:
@@ -155,13 +165,15 @@ def launch(
         step, table = _thresholded(terms, table, step, threshold)
     if torch.is_grad_enabled() and any(x.requires_grad for x in terms):
         made: list[Tensor] = torch.ops.fastsample.update.default(
-            terms, table, step, key, noise, len(dtypes), list(dtypes)
+            terms, table, step, key, list(noise), len(dtypes), list(dtypes)
         )
         return made
     like = terms[0]
     own = like.dtype
-    outs = [torch.empty_like(like) if dtype is own else torch.empty_like(like, dtype=dtype) for dtype in dtypes]
-    torch.ops.fastsample.update_.default(outs, terms, table, step, key, noise)
+    # New memory needs no version counter and nothing here needs a gradient: the op's check of both costs more than it
+    with _below_autograd():
+        outs = [_empty_like(like) if dtype is own else _empty_like(like, dtype=dtype) for dtype in dtypes]
+        _update(outs, terms, table, step, key, noise)
     return outs
 
 
@@ -199,5 +211,3 @@ def flow_level(sigma: float, t: float = 0.0) -> Level:
 def table_level(squared: float, t: float = 0.0) -> Level:
     """Level of ``alphas_cumprod``."""
     return Level(squared**0.5, (1.0 - squared) ** 0.5, t)
-
-

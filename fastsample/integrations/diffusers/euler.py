@@ -47,7 +47,7 @@ def warn_unscaled() -> None:
 
 
 class _Edm(Network):
-    """EDM's preconditioning; ``prediction`` is ``"edm"``, or ``"-edm"`` where diffusers turns the sign of the output."""
+    """EDM's preconditioning; ``"-edm"`` where diffusers turns the sign of the network's output."""
 
     def convert(self, form: str, step: Step) -> Combo:
         plain = Network("edm", "edm", self.sigma_data).convert(form, step)
@@ -125,7 +125,7 @@ class _ChurnedEuler(Scaled):
             self._rows()
             if s_tmin <= self._levels[index] <= s_tmax:
                 noise, keys = self._draw(model_output, generator, model_output.dtype)
-        elif self._looks_ahead(sample) and index + 2 < len(self.sigmas):
+        elif index + 2 < len(self._levels) and self._looks_ahead(sample):
             key, dtypes = (index, "ahead"), [model_output.dtype, torch.float32, model_output.dtype]
         made = self._take(key, sample, model_output, dtypes, noise=noise, counter=keys)
         if len(made) == 3:
@@ -187,9 +187,7 @@ class EDMEulerScheduler(_ChurnedEuler, diffusers.EDMEulerScheduler):  # type: ig
                 self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict,
                 pred_original_sample,
             )  # fmt: skip
-        return super().step(
-            model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict
-        )
+        return super().step(model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict)
 
 
 class EulerAncestralDiscreteScheduler(Scaled, diffusers.EulerAncestralDiscreteScheduler):  # type: ignore[misc]
@@ -230,7 +228,8 @@ class EulerAncestralDiscreteScheduler(Scaled, diffusers.EulerAncestralDiscreteSc
             self._init_step_index(timestep)
             index = self._step_index
         noise = keys = None
-        last = index + 2 >= len(self.sigmas)
+        self._rows()
+        last = index + 2 >= len(self._levels)
         if not (last and self.mode == "exact"):
             noise, keys = self._draw(model_output, generator, model_output.dtype)
         key: Any = index
@@ -297,10 +296,10 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
             self._init_step_index(timestep)
             index = self._step_index
         noise = keys = None
-        if self.config.stochastic_sampling and not (self.mode == "exact" and index + 2 >= len(self.sigmas)):
+        if self.config.stochastic_sampling and not (self.mode == "exact" and index + 2 >= len(self._levels)):
             noise, keys = self._draw(sample, generator, torch.float32)
         made = self._take(index, sample, model_output, (model_output.dtype,), noise=noise, counter=keys)
         self._step_index = index + 1
         if not return_dict:
             return (made[0],)
-        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=made[0])
+        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=made[0])  # type: ignore[arg-type]

@@ -1,0 +1,233 @@
+"""Samplers that work from the value of a table time: DDIM, its inversion, DDPM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  (loaders look for it in this module)
+from torch import Tensor
+
+from fastsample.path import Level
+from fastsample.solvers.express import Network
+from fastsample.solvers.first_order import ancestral_noise, same, transfer
+from fastsample.solvers.step import Step
+
+from .base import Fused, Generators, Grid
+from .engine import Recipe, table_level
+
+_NO_STEPS = "Number of inference steps is 'None', you need to run 'set_timesteps' after creating the scheduler"
+
+
+class Tabled(Fused):
+    """Mixin for classes without an index: rows belong to table times, and any time of the table may come."""
+
+    def _extra(self) -> Hashable:
+        # the table itself: pipelines and tests may have replaced it
+        return tuple(self.alphas_cumprod.tolist()), self._ends()
+
+    def _ends(self) -> tuple[Any, ...]:
+        """``alpha^2`` beyond the clean end of the table, and the number of steps that the grid was made for."""
+        return (float(self.final_alpha_cumprod), float(self.num_inference_steps or 0))
+
+    def _first_keys(self, grid: Grid) -> Sequence[Hashable]:
+        return [int(t) for t in grid.times]
+
+
+def squared(grid: Grid, t: int) -> float:
+    """``alphas_cumprod`` of a time; below the table its clean end."""
+    table, ends = grid.extra
+    return float(table[t]) if t >= 0 else float(ends[0])
+
+
+def level(grid: Grid, t: int) -> Level:
+    """Level of a table time."""
+    return table_level(squared(grid, t), float(t))
+
+
+def _next_time(grid: Grid, t: int) -> int:
+    """Where DDIM goes from t: a fixed stride, whatever the grid; in exact mode the next entry of the grid."""
+    if grid.exact and t in grid.times:
+        place = grid.times.index(t) + 1
+        return int(grid.times[place]) if place < len(grid.times) else -1
+    steps = int(grid.extra[1][1])
+    return t - int(grid.config["num_train_timesteps"]) // steps
+
+
+class DDIMScheduler(Tabled, diffusers.DDIMScheduler):  # type: ignore[misc]
+    """Fused ``diffusers.DDIMScheduler``; see its documentation, and ``Fused`` for what is added."""
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        diffusers.DDIMScheduler.set_timesteps(self, num_inference_steps, device)
+        self._begin_run(device)
+
+    @staticmethod
+    def _recipe(grid: Grid, key: Any) -> Recipe:
+        t, eta, clipped = key if isinstance(key, tuple) else (key, 0.0, False)
+        start, end = level(grid, t), level(grid, _next_time(grid, t))
+        noise = ancestral_noise(start, end, eta) if eta else 0.0
+        limit = grid.limit()
+        return Recipe(
+            transfer(t, start, end, noise, keep_raw=limit is not None and not clipped),
+            Network(grid.prediction("DDIMScheduler")),
+            writes=("x", "x0"),
+            limit=limit,
+            threshold=grid.threshold(),
+            draw=1 + int(grid.config["num_train_timesteps"]) - t,
+        )
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """One step; arguments and results of the class of diffusers."""
+        if self.num_inference_steps is None:
+            raise ValueError(_NO_STEPS)
+        t = int(self._time(timestep))
+        noise = keys = None
+        if eta > 0:
+            if variance_noise is not None and generator is not None:
+                raise ValueError(
+                    "Cannot pass both generator and variance_noise. Please make sure that either `generator` or "
+                    "`variance_noise` stays `None`."
+                )
+            noise = variance_noise
+            if noise is None:
+                noise, keys = self._draw(model_output, generator, model_output.dtype)
+        key = (t, eta, use_clipped_model_output) if eta or use_clipped_model_output else t
+        wide = promoted(sample, model_output)
+        made = self._take(key, sample, model_output, (wide, wide), noise=noise, counter=keys)
+        if not return_dict:
+            return made[0], made[1]
+        return DDIMSchedulerOutput(prev_sample=made[0], pred_original_sample=made[1])
+
+
+def promoted(sample: Tensor, model_output: Tensor) -> torch.dtype:
+    """The dtype that both make together."""
+    dtype, other = sample.dtype, model_output.dtype
+    return dtype if dtype is other else torch.promote_types(dtype, other)
+
+
+class DDIMInverseScheduler(Tabled, diffusers.DDIMInverseScheduler):  # type: ignore[misc]
+    """Fused ``diffusers.DDIMInverseScheduler``; see its documentation, and ``Fused`` for what is added."""
+
+    def _ends(self) -> tuple[Any, ...]:
+        return float(self.initial_alpha_cumprod), float(self.num_inference_steps or 0)
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        diffusers.DDIMInverseScheduler.set_timesteps(self, num_inference_steps, device)
+        self._begin_run(device)
+
+    @staticmethod
+    def _recipe(grid: Grid, t: Any) -> Recipe:
+        train = int(grid.config["num_train_timesteps"])
+        before = min(t - train // int(grid.extra[1][1]), train - 1)
+        if grid.exact and t in grid.times:
+            place = grid.times.index(t)
+            before = int(grid.times[place - 1]) if place else -1
+        start, end = level(grid, before), level(grid, t)
+        step = Step(t, start, a=0.0, b=(end.alpha,), raw=end.sigma)
+        if start.sigma == 0.0 and grid.config["prediction_type"] == "sample":
+            raise ValueError("prediction_type: 'sample' says nothing about the noise of clean data")
+        return Recipe(step, Network(grid.prediction("DDIMInverseScheduler")), writes=("x", "x0"), limit=grid.limit())
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+        """One step towards noise; arguments and results of the class of diffusers."""
+        wide = promoted(sample, model_output)
+        made = self._take(int(self._time(timestep)), sample, model_output, (wide, wide))
+        if not return_dict:
+            return made[0], made[1]
+        return DDIMSchedulerOutput(prev_sample=made[0], pred_original_sample=made[1])
+
+
+class DDPMScheduler(Tabled, diffusers.DDPMScheduler):  # type: ignore[misc]
+    """Fused ``diffusers.DDPMScheduler``; see its documentation, and ``Fused`` for what is added."""
+
+    def _ends(self) -> tuple[Any, ...]:
+        on_grid = bool(self.custom_timesteps or self.num_inference_steps)
+        return 1.0, float(on_grid), self.variance_type
+
+    def set_timesteps(self, num_inference_steps: Any = None, device: Any = None, timesteps: Any = None) -> None:
+        diffusers.DDPMScheduler.set_timesteps(self, num_inference_steps, device, timesteps)
+        self._begin_run(device)
+
+    @staticmethod
+    def _recipe(grid: Grid, t: Any) -> Recipe:
+        _, (_, on_grid, kind) = grid.extra
+        following = t - 1
+        if on_grid:
+            place = grid.times.index(t) + 1
+            following = int(grid.times[place]) if place < len(grid.times) else -1
+        start, end = level(grid, t), level(grid, following)
+        noise = _deviation(start, end, kind) if t > 0 else 0.0
+        step = transfer(t, start, end, 0.0 if same(start, end) else ancestral_noise(start, end))
+        if kind.startswith("learned"):  # the caller's noise is already that of each element
+            noise = 1.0 if t > 0 else 0.0
+        return Recipe(
+            Step(t, start, step.a, step.b, noise),
+            Network(grid.prediction("DDPMScheduler")),
+            writes=("x", "x0"),
+            limit=grid.limit(),
+            threshold=grid.threshold(),
+            draw=1 + int(grid.config["num_train_timesteps"]) - t,
+        )
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """One step; arguments and results of the class of diffusers."""
+        t = int(self._time(timestep))
+        spread = None
+        if self.variance_type in ("learned", "learned_range") and model_output.shape[1] == 2 * sample.shape[1]:
+            model_output, spread = torch.split(model_output, sample.shape[1], dim=1)
+        noise = keys = None
+        if t > 0:
+            noise, keys = self._draw(model_output, generator, model_output.dtype)
+            if spread is not None:
+                noise, keys = self._learned(t, spread, noise, keys, model_output), None
+        wide = promoted(sample, model_output)
+        made = self._take(t, sample, model_output, (wide, wide), noise=noise, counter=keys)
+        if not return_dict:
+            return made[0], made[1]
+        return DDPMSchedulerOutput(prev_sample=made[0], pred_original_sample=made[1])
+
+    def _learned(self, t: int, spread: Tensor, noise: Tensor | None, keys: Tensor | None, like: Tensor) -> Tensor:
+        """Noise of each element's own variance: not linear in the network's output, so not a row's work."""
+        if noise is None:
+            from fastsample.noise import normal_like
+
+            assert keys is not None
+            noise = normal_like(like, keys, 1 + int(self.config.num_train_timesteps) - t)
+        variance = self._get_variance(t, predicted_variance=spread)
+        scale = torch.exp(0.5 * variance) if self.variance_type == "learned_range" else variance**0.5
+        return scale * noise
+
+
+def _deviation(start: Level, end: Level, kind: str) -> float:
+    """Standard deviation of DDPM's noise by ``variance_type``; diffusers floors the variance at 1e-20."""
+    beta = -math.expm1(2.0 * (math.log(start.alpha) - math.log(end.alpha))) if start.alpha > 0 else 1.0
+    small = max(end.sigma**2 / start.sigma**2 * beta, 1e-20)
+    if kind in ("fixed_small", "fixed_small_log"):
+        return math.sqrt(small)
+    if kind == "fixed_large":
+        return math.sqrt(beta)
+    if kind == "fixed_large_log":
+        return math.sqrt(math.log(beta)) if beta > 1.0 else math.nan
+    return 1.0
