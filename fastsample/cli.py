@@ -1,4 +1,4 @@
-"""The command ``fastsample``: sample, plan, solvers, info.
+"""The command ``fastsample``: sample, compare, plan, solvers, info.
 
 Mistakes of the user end in one line on stderr that says what to do, and exit code 2; ``--traceback`` shows the rest.
 """
@@ -98,6 +98,26 @@ def sample(**choice: Any) -> None:
     choice["classes"] = None if choice["classes"] is None else _numbers("--classes", choice["classes"])
     choice["shape"] = None if choice["shape"] is None else _numbers("--shape", choice["shape"])
     run_job(**choice, say=click.echo)
+
+
+@cli.command()
+@click.option("--model", "model_name", default="digits", show_default=True, help="digits, mixture or path.py:factory.")
+@click.option("--solvers", required=True, help="Names, such as ddim,dpmpp-2m,ddpm or ddim:eta=0.5.")
+@click.option("--nfe", default="5,10,20", show_default=True, help="Network calls that a run may take.")
+@click.option("-n", "--number", type=int, default=1000, show_default=True, help="How many samples at each point.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all noise; solvers share the start.")
+@click.option("--batch", type=int, default=250, show_default=True, help="Samples per network call.")
+@click.option("--guidance", type=float, help="Weight of classifier-free guidance.")
+@click.option("--schedule", help="Noise schedule; by default that of the model.")
+@click.option("--grid", help="How the steps are spaced; by default evenly in log-SNR, to clean data.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/compare"), show_default=True, help="Folder.")
+@click.option("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
+@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+def compare(solvers: str, nfe: str, traceback: bool, **choice: Any) -> None:
+    """Work-precision plot and CSV: digit-FID and error of solvers over network calls."""
+    from .compare import compare as run
+
+    run(solvers=[s for s in solvers.split(",") if s], nfe=_numbers("--nfe", nfe), say=click.echo, **choice)
 
 
 @cli.command()
