@@ -59,12 +59,12 @@ def combination(a: int, b: int, unit: float = 1.0) -> Query:
 def table(queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
     """``nodes`` (N, M) int64 and ``weights`` (N, M) float64 of N queries for ``fastsample::brownian``, on the CPU."""
     width = max([1, *(len(numbers) for numbers, _ in queries)])
-    nodes = torch.zeros(len(queries), width, dtype=torch.int64)
-    weights = torch.zeros(len(queries), width, dtype=torch.float64)
-    for i, (numbers, factors) in enumerate(queries):
-        nodes[i, : len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
-        weights[i, : len(factors)] = torch.tensor(factors, dtype=torch.float64)
-    return nodes, weights
+    nodes = [numbers + [0] * (width - len(numbers)) for numbers, _ in queries]
+    weights = [factors + [0.0] * (width - len(factors)) for _, factors in queries]
+    return (
+        torch.tensor(nodes, dtype=torch.int64).reshape(-1, width),
+        torch.tensor(weights, dtype=torch.float64).reshape(-1, width),
+    )
 
 
 class BrownianMotion:

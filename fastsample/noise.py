@@ -113,34 +113,39 @@ def uniform(shape: Sequence[int], key: Tensor, draw: int = 0) -> Tensor:
 
 
 def reference_normals(
-    key: Tensor, shape: Sequence[int], draw: Tensor | int, wide: bool, high: Tensor | None = None
+    key: Tensor, shape: Sequence[int], draw: Tensor | int, wide: bool, node: Tensor | None = None
 ) -> Tensor:
     """The definition of the normals, in PyTorch: float32 of shape ``(B, ...)``, or float64 if ``wide``.
 
-    ``draw``: one number or one per sample.  ``high``: int64 ``(1 or B,)``, the high half of the counters, which is 0
-    for all but the nodes of Brownian trees.  Float32 agrees with the compiled backends to 2 ulp (an fma is imitated in
+    ``draw``: one number or one per sample.  ``node``: int64 ``(1 or B,)``, a node of a Brownian tree, for its normals
+    in place of those of a draw.  Float32 agrees with the compiled backends to 2 ulp (an fma is imitated in
     float64 and so rounded twice).
     """
     numel = _sample_numel(shape, key)
     if wide:
-        r = _sample_words(key, numel, 2, draw, high).to(torch.float64)
+        r = _sample_words(key, numel, 2, draw, node).to(torch.float64)
         u_a = r[..., 0] * 2.0**-32 + (r[..., 1] * 2.0**-64 + 2.0**-65)
         u_b = r[..., 2] * 2.0**-32 + (r[..., 3] * 2.0**-64 + 2.0**-65)
         radius, angle = torch.sqrt(-2 * torch.log(u_a)), 2 * math.pi * u_b
         z = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
     else:
-        z = _box_muller(_sample_words(key, numel, 4, draw, high))
+        z = _box_muller(_sample_words(key, numel, 4, draw, node))
     return z.flatten(1)[:, :numel].reshape(tuple(shape))
 
 
-def words(seed: Tensor, counter: Tensor, high: Tensor | None = None) -> Tensor:
+def words(seed: Tensor, counter: Tensor, node: Tensor | None = None) -> Tensor:
     """Philox words ``(..., 4)`` as int64 in ``[0, 2^32)``, of int64 seeds and counters that hold the bits of uint64.
 
-    ``high``: the upper 64 bits of the counters, 0 by default.
+    ``node``: int64 > 0, the node of a Brownian tree, whose counters (docs/brownian.md) no draw has.
     """
-    seed, counter, high = torch.broadcast_tensors(seed, counter, torch.zeros_like(counter) if high is None else high)
-    c0, c1 = counter & _MASK, (counter >> 32) & _MASK
-    c2, c3 = high & _MASK, (high >> 32) & _MASK
+    if node is None:
+        seed, counter = torch.broadcast_tensors(seed, counter)
+        c1, c3 = (counter >> 32) & _MASK, torch.zeros_like(counter)
+        c2 = c3
+    else:
+        seed, counter, node = torch.broadcast_tensors(seed, counter, node)
+        c1, c2, c3 = node & _MASK, (node >> 32) | 0x80000000, (counter >> 32) & _MASK
+    c0 = counter & _MASK
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps modulo 2^64, which keeps all 64 bits of the product
@@ -149,12 +154,12 @@ def words(seed: Tensor, counter: Tensor, high: Tensor | None = None) -> Tensor:
     return torch.stack([c0, c1, c2, c3], dim=-1)
 
 
-def _sample_words(key: Tensor, numel: int, per_counter: int, draw: Tensor | int, high: Tensor | None = None) -> Tensor:
+def _sample_words(key: Tensor, numel: int, per_counter: int, draw: Tensor | int, node: Tensor | None = None) -> Tensor:
     chunks = -(-numel // per_counter)
     base = key.contiguous().view(torch.int64)
     start = base[:, 1] + torch.as_tensor(draw, device=key.device).to(torch.int64) * chunks
     counter = start[:, None] + torch.arange(chunks, device=key.device)
-    return words(base[:, :1], counter, None if high is None else high[:, None])
+    return words(base[:, :1], counter, None if node is None else node[:, None])
 
 
 def _fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:

@@ -25,6 +25,15 @@ FS_HD F radius(F u) {
   return sqrt_rn(fma(e, F(-0x1.62e43p+0f), p));
 }
 
+// Quadrant q = 0..3 (mod 4): (c, s), (-s, c), (-c, -s), (s, -c).
+template <class F, class U>
+FS_HD void turn(U quadrant, F c, F s, F& zc, F& zs) {
+  const U swap = U(0u) - (quadrant & U(1u));
+  const U cb = bits_of(c), sb = bits_of(s), differ = (cb ^ sb) & swap;
+  zc = float_of(cb ^ differ ^ (((quadrant + U(1u)) & U(2u)) << 30));
+  zs = float_of(sb ^ differ ^ ((quadrant & U(2u)) << 30));
+}
+
 // r cos(2 pi u) and r sin(2 pi u) for u in (0, 1]. The leading r is added last: one rounding less than r * cos.
 template <class F, class U>
 FS_HD void on_circle(F r, F u, F& zc, F& zs) {
@@ -42,11 +51,7 @@ FS_HD void on_circle(F r, F u, F& zc, F& zs) {
   s = fma(s, t, F(-0x1.4abc26p+5f));
   s = fma(s, t, F(0x1.921fb6p+2f));
   s = s * (r * f);
-  // Quadrant q = 0..3 (mod 4): (c, s), (-s, c), (-c, -s), (s, -c).
-  const U swap = U(0u) - (quadrant & U(1u));
-  const U cb = bits_of(c), sb = bits_of(s), differ = (cb ^ sb) & swap;
-  zc = float_of(cb ^ differ ^ (((quadrant + U(1u)) & U(2u)) << 30));
-  zs = float_of(sb ^ differ ^ ((quadrant & U(2u)) << 30));
+  turn(quadrant, c, s, zc, zs);
 }
 
 // Four words -> four normals.

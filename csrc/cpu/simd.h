@@ -67,6 +67,16 @@ FS_HD void mul_wide(U32 a, uint32_t constant, U32& hi, U32& lo) {
   hi = U32(_mm512_mask_shuffle_epi32(odd, 0x5555, even, kOddDown));  // shuffles, because shifts share the port of mul
   lo = U32(_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, kEvenUp));
 }
+// core/normal.h's turn() in 7 instructions instead of 10.
+FS_HD void turn(U32 quadrant, F32 c, F32 s, F32& zc, F32& zs) {
+  const __mmask16 odd = _mm512_test_epi32_mask(quadrant.v, _mm512_set1_epi32(1));
+  const __m512i sign = _mm512_set1_epi32(INT32_MIN), top = _mm512_slli_epi32(quadrant.v, 30);
+  const __m512i next = _mm512_add_epi32(top, _mm512_set1_epi32(1 << 30));
+  const __m512i a = _mm512_castps_si512(_mm512_mask_blend_ps(odd, c.v, s.v));
+  const __m512i b = _mm512_castps_si512(_mm512_mask_blend_ps(odd, s.v, c.v));
+  zc = F32(_mm512_castsi512_ps(_mm512_ternarylogic_epi32(a, next, sign, 0x78)));  // a ^ (next & sign)
+  zs = F32(_mm512_castsi512_ps(_mm512_ternarylogic_epi32(b, top, sign, 0x78)));
+}
 FS_HD F32 clamp(F32 y, F32 lo, F32 hi) {
   const __m512 below = _mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(y.v, hi.v, _CMP_GT_OQ), hi.v);
   return F32(_mm512_mask_mov_ps(below, _mm512_cmp_ps_mask(y.v, lo.v, _CMP_LT_OQ), lo.v));
