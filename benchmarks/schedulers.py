@@ -91,6 +91,7 @@ class Loop:
             self.scheduler.use(noise="counter", seed=0)
         self.case = case
         s = self.scheduler
+        self.scaled = hasattr(s, "scale_model_input")
         s.set_timesteps(STEPS, device=device)
         if hasattr(s, "set_begin_index"):
             s.set_begin_index(0)
@@ -111,7 +112,7 @@ class Loop:
 
     def _one(self, x: torch.Tensor, t: Any) -> torch.Tensor:
         s = self.scheduler
-        if hasattr(s, "scale_model_input"):
+        if self.scaled:
             s.scale_model_input(x, t)
         return s.step(self.e, t, x, **self.step, **self.generator)[0]
 

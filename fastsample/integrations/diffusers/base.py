@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastsample import noise as noise_module
 
-from .engine import PREDICTIONS, Recipe, Rows, launch, rows_for
+from .engine import PREDICTIONS, Recipe, Rows, apply, rows_for
 
 MODES = ("strict", "exact")
 NOISES = ("torch", "counter")
@@ -152,13 +152,8 @@ class Fused:
         if bound is None or bound[0] is not own.get("sigmas") or bound[1] is not own["timesteps"]:
             self._rows()
             bound = self._bound
-        assert bound is not None
-        table, step, recipe = bound[2].find(key, sample.device)
-        if recipe.noisy:
-            noises = () if noise is None else (noise,)
-        else:
-            noises, counter = (), None
-        return launch(table, step, [sample, model_output, *memory], dtypes, noises, counter, recipe.threshold)
+        found = bound[2].find(key, sample.device)  # type: ignore[index]
+        return apply(found, [sample, model_output, *memory], dtypes, noise, counter)
 
     # --- noise
 

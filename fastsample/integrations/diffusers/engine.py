@@ -29,7 +29,7 @@ PREDICTIONS = {
 _KEPT_TABLES = 64
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _empty_like = torch.empty_like
-_update = torch.ops.fastsample.update_.default
+_update = torch.ops.fastsample.update_.default._op  # a Python frame less than the overload itself
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class Rows:
         self._values = row.blank(16)
         self._devices: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = {}
         self._seen: set[torch.device] = set()
-        self._found: dict[tuple[Hashable, torch.device], tuple[Tensor, Tensor, Recipe]] = {}
+        self._last: torch.device | None = None  # the device of the rows below
+        self._found: dict[Hashable, tuple[Tensor, Tensor, Recipe]] = {}
 
     def prepare(self, keys: Sequence[Hashable], device: torch.device | None = None) -> None:
         """Make the rows of ``keys`` and bring them to ``device`` (and to where they were): no host work is left."""
@@ -107,11 +108,13 @@ class Rows:
 
     def find(self, key: Hashable, device: torch.device) -> tuple[Tensor, Tensor, Recipe]:
         """``(table, step, recipe)`` of a row on a device."""
-        found = self._found.get((key, device))
+        if device != self._last:
+            self._last, self._found = device, {}
+        found = self._found.get(key)
         if found is None:
             place = self._place(key)
             table, steps = self._devices.get(device) or self._on(device)
-            found = self._found[key, device] = (table, steps[place], self.recipes[place])
+            found = self._found[key] = (table, steps[place], self.recipes[place])
         return found
 
     def _place(self, key: Hashable) -> int:
@@ -151,29 +154,35 @@ def rows_for(signature: Hashable, make: Callable[[Any], Recipe]) -> Rows:
     return rows
 
 
-def launch(
-    table: Tensor,
-    step: Tensor,
+def apply(
+    found: tuple[Tensor, Tensor, Recipe],
     terms: list[Tensor],
     dtypes: Sequence[torch.dtype],
-    noise: Sequence[Tensor],
+    noise: Tensor | None = None,
     key: Tensor | None = None,
-    threshold: tuple[float, float, float] | None = None,
 ) -> list[Tensor]:
-    """Apply a row and return its outputs, of ``dtypes``; with ``threshold`` its limits are found per sample before."""
-    if threshold is not None:
-        step, table = _thresholded(terms, table, step, threshold)
+    """Apply a row (one launch, two if its limits are found per sample first); its outputs, of ``dtypes``, are new."""
+    table, step, recipe = found
+    noises: list[Tensor] = []
+    if not recipe.noisy:
+        key = None
+    elif noise is not None:
+        noises = [noise]
+    if recipe.threshold is not None:
+        step, table = _thresholded(terms, table, step, recipe.threshold)
     if torch.is_grad_enabled() and any(x.requires_grad for x in terms):
         made: list[Tensor] = torch.ops.fastsample.update.default(
-            terms, table, step, key, list(noise), len(dtypes), list(dtypes)
+            terms, table, step, key, noises, len(dtypes), list(dtypes)
         )
         return made
     like = terms[0]
     own = like.dtype
     # New memory needs no version counter and nothing here needs a gradient: the op's check of both costs more than it
     with _below_autograd():
-        outs = [_empty_like(like) if dtype is own else _empty_like(like, dtype=dtype) for dtype in dtypes]
-        _update(outs, terms, table, step, key, noise)
+        outs = []
+        for dtype in dtypes:
+            outs.append(_empty_like(like) if dtype is own else _empty_like(like, dtype=dtype))
+        _update(outs, terms, table, step, key, noises)
     return outs
 
 

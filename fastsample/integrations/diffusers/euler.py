@@ -25,13 +25,13 @@ from .engine import Recipe, flow_level, ve_level
 from .scaled import Scaled
 
 logger = logging.get_logger(__name__)
-_WHOLE = (int, torch.IntTensor, torch.LongTensor)
+_WHOLE = (torch.int64, torch.int32)
 Churn = tuple[float, float, float, float]  # s_churn, s_tmin, s_tmax, s_noise
 
 
 def refuse_whole(name: str, timestep: Any) -> None:
     """Raise the error of diffusers for a step number in the place of a time."""
-    if isinstance(timestep, _WHOLE):
+    if isinstance(timestep, int) or (isinstance(timestep, Tensor) and timestep.dtype in _WHOLE):
         raise ValueError(
             "Passing integer indices (e.g. from `enumerate(timesteps)`) as timesteps to "
             f"`{name}.step()` is not supported. Make sure to pass one of the `scheduler.timesteps` as a timestep."
