@@ -28,7 +28,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from fastsample.triton import brownian as brownian_backend
 from fastsample.triton import update as backend
+from fastsample.triton.brownian_kernel import brownian_kernel
 from fastsample.triton.kernel import update_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -90,11 +92,11 @@ def arguments(point: Point) -> tuple[dict[str, Any], backend.Launch]:
     return named, launch
 
 
-def source(named: dict[str, Any]) -> ASTSource:
+def source(named: dict[str, Any], kernel: Any = update_kernel) -> ASTSource:
     """What Triton's launcher would compile: integers 1 are constants, multiples of 16 marked, pointers aligned."""
     constexprs: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
-    plain = ("table", "step", "key", "rows")  # not specialised (kernel.py)
+    plain = ("table", "nodes", "weights", "step", "key", "rows", "width")  # not specialised (kernel.py)
 
     def describe(name: str, value: Any, path: tuple[int, ...]) -> Any:
         if isinstance(value, tuple):
@@ -113,9 +115,9 @@ def source(named: dict[str, Any]) -> ASTSource:
         constexprs[path] = value
         return "constexpr"
 
-    params = {p.name: p for p in update_kernel.params}
+    params = {p.name: p for p in kernel.params}
     signature = {name: describe(name, value, (i,)) for i, (name, value) in enumerate(named.items())}
-    return ASTSource(update_kernel, signature, constexprs=constexprs, attrs=attributes)
+    return ASTSource(kernel, signature, constexprs=constexprs, attrs=attributes)
 
 
 def examine(point: Point) -> Report:
@@ -124,17 +126,7 @@ def examine(point: Point) -> Report:
     named, launch = arguments(point)
     options = {"num_warps": launch.warps, "enable_fp_fusion": False}
     compiled = triton.compile(source(named), target=GPUTarget("cuda", point.cc, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        dump = subprocess.run(
-            [str(TOOLS / "cuobjdump"), "-sass", "-res-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
-    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump)
-    if match is None:
-        raise RuntimeError("cuobjdump -res-usage: no line of registers")
-    registers, stack, local = map(int, match.groups())
-    code = parse(dump)
+    code, registers, stack, local = disassemble(compiled)
     faults = []
     # The library's float64 sin and cos keep 40 bytes on the stack for huge arguments, which do not occur.
     if stack > (40 if point.dtype == torch.float64 and named["key"] is not None else 0) or local:
@@ -155,6 +147,46 @@ def examine(point: Point) -> Report:
             per_thread * named["ROUNDS"]
         )
     return Report(point, registers, executed, time.perf_counter() - begin, faults)
+
+
+def disassemble(compiled: Any) -> tuple[list[Instruction], int, int, int]:
+    """Instructions, registers, bytes of stack and of local memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        dump = subprocess.run(
+            [str(TOOLS / "cuobjdump"), "-sass", "-res-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump)
+    if match is None:
+        raise RuntimeError("cuobjdump -res-usage: no line of registers")
+    registers, stack, local = map(int, match.groups())
+    return parse(dump), registers, stack, local
+
+
+def brownian_faults(quick: bool) -> list[str]:
+    """Compile the kernel of ``brownian`` for a large dense output: no spills, stores of at least 8 bytes."""
+    faults = []
+    for cc, dtype in itertools.product((90,) if quick else CAPABILITIES, SHORT):
+
+        def tensor(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        out, step = tensor(dtype, *LARGE), tensor(torch.int64)
+        arguments, _, warps = brownian_backend.describe(out, step)
+        table = (tensor(torch.uint64, LARGE[0], 2), tensor(torch.int64, 20, 46), tensor(torch.float64, 20, 46))
+        named = dict(zip(brownian_kernel.arg_names, (out, *table, step, 20, 46, *arguments), strict=True))
+        options = {"num_warps": warps, "enable_fp_fusion": False}
+        compiled = triton.compile(source(named, brownian_kernel), target=GPUTarget("cuda", cc, 32), options=options)
+        code, registers, stack, local = disassemble(compiled)
+        stores = [i.op for i in code if i.op.startswith("STG")]
+        name = f"sm_{cc:<3} {SHORT[dtype]} brownian"
+        print(f"{name:<46} {registers:>9}")
+        if stack > (40 if dtype == torch.float64 else 0) or local:
+            faults.append(f"{name}: spills (stack {stack}, local {local})")
+        if not stores or not all(".64" in op or ".128" in op for op in stores):
+            faults.append(f"{name}: stores {stores}")
+    return faults
 
 
 @dataclasses.dataclass
@@ -271,7 +303,10 @@ def main() -> int:
             r.faults.append(f"more than {BUDGET} instructions per element")
         figure = "" if r.executed != r.executed else f"{r.executed:.1f}"
         print(f"{r.point.name():<46} {r.registers:>9}  {figure:>20}  {'; '.join(r.faults)}")
-    bad = sum(bool(r.faults) for r in reports)
+    others = brownian_faults(options.quick)
+    for fault in others:
+        print(fault)
+    bad = sum(bool(r.faults) for r in reports) + len(others)
     print(f"{len(reports)} points, {bad} bad, {time.perf_counter() - begin:.0f} s")
     return 1 if bad else 0
 

@@ -4,11 +4,11 @@
 // Build (T = the folder of the torch package, ARCHS = 75 80 86 90 100 120):
 //   nvcc -std=c++17 -O3 -fmad=false -Xcompiler -fPIC,-fvisibility=hidden -Xfatbin=-compress-all
 //        -gencode arch=compute_A,code=sm_A (for each A) -gencode arch=compute_90,code=compute_90
-//        -c csrc/cuda/update.cu -o update.o
+//        -c csrc/cuda/update.cu -o update.o                     (likewise csrc/cuda/brownian.cu)
 //   g++ -std=c++20 -O2 -fPIC -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020a000000000000 -I$T/include
 //       -c csrc/torch_cuda.cpp -o torch_cuda.o
 //   echo | gcc -shared -x c - -Wl,-soname,libtorch_cuda.so -o stub/libtorch_cuda.so      (only if $T/lib has none)
-//   g++ -shared update.o torch_cuda.o -o libfastsample_cuda.so -L$T/lib -ltorch_cpu -lc10
+//   g++ -shared update.o brownian.o torch_cuda.o -o libfastsample_cuda.so -L$T/lib -ltorch_cpu -lc10
 //       -Wl,--no-as-needed -Lstub -ltorch_cuda -L<cuda>/lib64 -lcudart_static -lrt -lpthread -ldl
 //       -Wl,--exclude-libs,ALL
 // -fmad=false: the fma of csrc/core are written out, and nothing else may be contracted.
@@ -17,6 +17,7 @@
 
 #include "cuda/launch.h"
 #include "torch_args.h"
+#include "torch_brownian.h"
 
 // In libtorch_cuda; shim.h declares it only for CUDA builds.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
@@ -42,6 +43,21 @@ static void update_cuda(Tensors outs, Tensors terms, Tensor table, Tensor step, 
   launch_update(a, device, static_cast<CUstream_st*>(stream));
 }
 
+static void brownian_cuda(Tensor out, Tensor key, Tensor nodes, Tensor weights, Tensor step) {
+  const BrownianArgs a = make_brownian_args(out, key, nodes, weights, step);
+  const int32_t device = out.get_device_index();
+  for (const Tensor* x : {&out, &key, &nodes, &weights, &step})
+    STD_TORCH_CHECK(x->is_cuda() && x->get_device_index() == device,
+                    "out, key, nodes, weights, step: all must be on one CUDA device");
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  launch_brownian(a, static_cast<CUstream_st*>(stream));
+}
+
 }  // namespace fs
 
-STABLE_TORCH_LIBRARY_IMPL(fastsample, CUDA, m) { m.impl("update_", TORCH_BOX(&fs::update_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(fastsample, CUDA, m) {
+  m.impl("update_", TORCH_BOX(&fs::update_cuda));
+  m.impl("brownian_", TORCH_BOX(&fs::brownian_cuda));
+}

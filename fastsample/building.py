@@ -118,6 +118,7 @@ def cuda_library(archs: Sequence[str] = ()) -> Library:
     host = ("-O2", *COMMON, f"-DTORCH_TARGET_VERSION={ABI_TARGET}", "-isystem", str(torch / "include"))
     units = (
         Unit("cuda/update.cu", (*device, *targets), "update_cuda", nvcc),
+        Unit("cuda/brownian.cu", (*device, *targets), "brownian_cuda", nvcc),
         Unit("torch_cuda.cpp", host, "torch_cuda"),
     )
     has_cuda = (torch / "lib" / "libtorch_cuda.so").exists()

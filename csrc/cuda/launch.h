@@ -1,6 +1,6 @@
 // Host entry of the CUDA kernels. Needs no CUDA header.
 #pragma once
-#include "../update_args.h"
+#include "../brownian_args.h"
 
 struct CUstream_st;  // *cudaStream_t
 
@@ -8,5 +8,8 @@ namespace fs {
 
 // Enqueues one update on `stream` of the current device. Throws std::runtime_error if the launch is refused.
 void launch_update(const UpdateArgs& args, int device, CUstream_st* stream);
+
+// The same for one query of a Brownian tree.
+void launch_brownian(const BrownianArgs& args, CUstream_st* stream);
 
 }  // namespace fs

@@ -218,7 +218,8 @@ struct Place {
   uint32_t at[kDims];  // at[0] is not used: the outermost dimension alone may have 2^32 elements or more
 };
 
-FS_HD Place place_of(const UpdateArgs& a, int64_t i) {
+template <class Args>
+FS_HD Place place_of(const Args& a, int64_t i) {
   Place p;
   uint64_t rest = static_cast<uint64_t>(i);
   FS_UNROLL

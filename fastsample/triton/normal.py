@@ -41,10 +41,12 @@ def _horner(x, coefficients: tl.constexpr, count: tl.constexpr):
 
 
 @triton.jit
-def philox(seed, counter):
-    """Four words, uint32 blocks, of a uint64 seed (scalar) and uint64 counters (block)."""
+def philox(seed, counter, node=None):
+    """Four words, uint32 blocks, of a uint64 seed (scalar) and uint64 counters (block), or of a node (scalar) there."""
     c0, c1 = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
     c2, c3 = tl.zeros_like(c0), tl.zeros_like(c0)
+    if node is not None:  # csrc/core/brownian.h
+        c1, c2, c3 = c3 + node.to(tl.uint32), c3 + ((node >> 32).to(tl.uint32) | 0x80000000), c1
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
         # One 32 x 32 -> 64 bit multiplication gives both halves; umulhi and mul would be two instructions.
@@ -104,9 +106,9 @@ def box_muller(r0, r1, r2, r3):
 
 
 @triton.jit
-def normals(seed, counter):
+def normals(seed, counter, node=None):
     """Float32 normals ``(4 C,)`` of uint64 counters ``(C,)``: number 4 c + k is the k-th of counter c."""
-    r0, r1, r2, r3 = philox(seed, counter)
+    r0, r1, r2, r3 = philox(seed, counter, node)
     z0, z1, z2, z3 = box_muller(r0, r1, r2, r3)
     return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (4 * counter.shape[0],))
 
@@ -133,9 +135,9 @@ def _unit_wide(a, b):
 
 
 @triton.jit
-def normals_wide(seed, counter):
+def normals_wide(seed, counter, node=None):
     """Float64 normals ``(2 C,)`` of uint64 counters ``(C,)``: number 2 c + k is the k-th of counter c."""
-    r0, r1, r2, r3 = philox(seed, counter)
+    r0, r1, r2, r3 = philox(seed, counter, node)
     r = tl.sqrt(-2.0 * tl.log(_unit_wide(r0, r1)))
     angle = 6.283185307179586476925 * _unit_wide(r2, r3)
     return tl.reshape(tl.join(r * tl.cos(angle), r * tl.sin(angle)), (2 * counter.shape[0],))
