@@ -1,6 +1,7 @@
 """Solvers: functions of a path that return rows, one file per family."""
 
 from fastsample.solvers import first_order, multistep
+from fastsample.solvers import consistency as consistency
 from fastsample.solvers import sa as sa
 from fastsample.solvers import unipc as unipc
 from fastsample.solvers.registry import Solver, add, describe, find, names, solvers
