@@ -55,7 +55,8 @@ def naive(steps, x, outputs, draws, prediction, scaling, clip):
         if clip is not None:
             x0 = np.clip(x0, -clip, clip)
         previews.append(x0)
-        history.insert(0, {"x0": x0, "eps": (x - alpha * x0) / sigma, "raw": e}[step.form])
+        eps = (x - alpha * x0) / sigma
+        history.insert(0, {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "raw": e}[step.form])
         lift, scale = (steps[i + 1].lift, steps[i + 1].scale) if i + 1 < len(steps) else (0.0, 1.0)
         sources = {"x": x, "eps": raw, "xi": draws[1 + i], **dict(enumerate(history)), **kept}
         x = scale * (step.a * x + step.raw * raw) + np.hypot(scale * step.c, lift) * draws[1 + i]
@@ -69,7 +70,7 @@ def naive(steps, x, outputs, draws, prediction, scaling, clip):
 @given(
     st.integers(0, 10**6),
     st.integers(0, 4),
-    st.sampled_from(["x0", "eps", "raw"]),
+    st.sampled_from(["x0", "eps", "v", "raw"]),
     st.sampled_from(["eps", "x0", "v", "score", "edm"]),
     st.sampled_from(["none", "vp", "edm"]),
     st.sampled_from([None, 0.7]),

@@ -244,6 +244,4 @@ def test_bad_options(option, value):
 def test_paths_it_cannot_run():
     with pytest.raises(ValueError, match="from noise to data"):
         make_plan("sa", make_path(VP, "log-snr", 8).reversed())
-    with pytest.raises(ValueError, match="alpha = 0"):
-        make_plan("sa", make_path("flow", "uniform", 4), prediction="flow", form="eps")
     assert complete(find("sa-solver"), {})["predictor_order"] == 3

@@ -38,7 +38,7 @@ def assemble(
     if shared["denoise"] and path[-1].sigma > 0:
         steps.append(Step(path.steps, path[-1], a=0.0, b=(1.0,)))
     sigma_data = _positive("sigma_data", shared["sigma_data"])
-    network = Network(prediction, shared["input_scaling"], sigma_data, path.rates)
+    network = Network(prediction, shared["input_scaling"], sigma_data, path.rates, path.levels())
     limits = _limits(shared["clip"])
     weights = _guidance(shared["guidance"], len(steps))
     times = _times(shared["time"], steps)

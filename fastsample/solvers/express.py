@@ -18,28 +18,42 @@ D: Combo = {"D": 1.0}
 
 @dataclass(frozen=True)
 class Network:
-    """How raw outputs become x0_hat and eps_hat; ``rates``: d alpha/dt, d sigma/dt by step, for general flow."""
+    """How raw outputs become x0_hat, eps_hat and v_hat; ``rates``: d alpha/dt, d sigma/dt at ``levels``, for general
+    flow."""
 
     prediction: str
     scaling: str = "none"
     sigma_data: float = 0.5
     rates: Array | None = None
+    levels: Sequence[Level] = ()
 
     def kappa(self, at: Level) -> float:
         """Factor of the network's input."""
         return predictions.input_scale(self.scaling, at.alpha, at.sigma, self.sigma_data)
 
     def convert(self, form: str, step: Step) -> Combo:
-        """``form`` (``"x0"``, ``"eps"`` or ``"raw"``) of the step's call, made of x and e."""
-        if form == "raw":
+        """``form`` (``"x0"``, ``"eps"``, ``"v"`` or ``"raw"``) of the step's call, made of x and e."""
+        if form == "raw" or (form == self.prediction == "v" and self.scaling == "none"):
             return {"x": 0.0, "e": 1.0}
-        rates = None
-        if self.rates is not None and self.prediction == "flow":
-            rates = (float(self.rates[step.index, 0]), float(self.rates[step.index, 1]))
-        to = predictions.to_x0 if form == "x0" else predictions.to_eps
         at = step.at
+        if form == "v":
+            x0, eps = self.convert("x0", step), self.convert("eps", step)
+            return {source: at.alpha * eps[source] - at.sigma * x0[source] for source in x0}
+        to = predictions.to_x0 if form == "x0" else predictions.to_eps
+        rates = self._rates(step) if self.prediction == "flow" else None
         p, q = to(self.prediction, at.alpha, at.sigma, kappa=self.kappa(at), sigma_data=self.sigma_data, rates=rates)
         return {"x": p, "e": q}
+
+    def _rates(self, step: Step) -> tuple[float, float] | None:
+        if self.rates is None:
+            return None
+        for i in (step.index, *range(len(self.levels))):
+            if not self.levels or self.levels[i][:2] == step.at[:2]:
+                return float(self.rates[i, 0]), float(self.rates[i, 1])
+        raise ValueError(
+            f"prediction: what a flow network means is known at the levels of the path, but this solver asks at "
+            f"{step.at} too; allowed are all other predictions"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,10 +79,13 @@ def express(network: Network, step: Step, limited: bool, kept: bool, preview: bo
         if step.form == "raw":
             raise ValueError("clip: this solver combines raw outputs of the network, whose x0_hat cannot be limited")
         y, x0, quantity = network.convert("x0", step), D, D
-        if step.form == "eps":  # eps_hat that belongs to the limited x0_hat
+        if step.form != "x0":  # eps_hat or v_hat that belongs to the limited x0_hat
             if step.at.sigma == 0.0:
                 raise ValueError("clip: a limited x0_hat says nothing about eps where sigma = 0")
             quantity = {"x": 1.0 / step.at.sigma, "D": -step.at.alpha / step.at.sigma}
+        if step.form == "v":
+            quantity = {source: step.at.alpha * weight for source, weight in quantity.items()}
+            quantity["D"] -= step.at.sigma
     else:
         if preview or (step.form == "x0" and (used or kept)):
             x0 = network.convert("x0", step)

@@ -25,12 +25,14 @@ Weights = Mapping[int, float]
 @dataclass(frozen=True)
 class Move:
     """One step of the path: ``x' = a x + sum_k predict[k] D_k + c xi``; ``correct`` takes the place of ``predict``
-    once the network was asked at the end of the step (None: it never does)."""
+    once the network was asked at the end of the step (None: it never does).  ``form``: that of D if it is another
+    than that of the run, in a step that starts afresh and that no later one looks back to."""
 
     a: float
     predict: Weights
     c: float = 0.0
     correct: Weights | None = None
+    form: str | None = None
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -47,12 +49,10 @@ def check_count(name: str, value: Any, low: int, high: int) -> int:
     return value
 
 
-def check_path(path: Path, form: str) -> tuple[Level, ...]:
-    """Levels of a path from noise to data on which D of this form exists; else ``ValueError``."""
+def check_forward(path: Path) -> tuple[Level, ...]:
+    """Levels of a path from noise to data; ``ValueError`` for one the other way."""
     if path.reverse:
         raise ValueError("path: this solver runs from noise to data; see Path.reversed()")
-    if form == "eps" and path.alpha[0] == 0.0:
-        raise ValueError("path: a solver on eps_hat cannot start at alpha = 0; use a solver on x0_hat")
     return path.levels()
 
 
@@ -79,6 +79,12 @@ def exponential(
     places = [1.0 if k == i + 1 else step_size(start, levels[k]) / h for k in others]
     a, b, c = adams(form, start, end, places, variant if len(places) == 1 else "exact", tau2)
     return a, dict(zip((i, *others), b, strict=True)), c
+
+
+def from_noise(levels: Sequence[Level], tau2: float = 0.0) -> Move:
+    """The step from alpha = 0: of first order on x0_hat, since eps_hat says nothing of the data there."""
+    a, predict, c = exponential("x0", levels, 0, (), "exact", tau2)
+    return Move(a, predict, c, form="x0")
 
 
 def first_order(form: str, start: Level, end: Level, i: int) -> Move:
@@ -137,7 +143,7 @@ def chain(
         if waiting is None:
             if anchored and follows:
                 keep["anchor"] = {"x": move.a, "xi": move.c}
-            steps.append(Step(i, levels[i], move.a, b((1.0, move.predict)), move.c, form, keep=keep))
+            steps.append(Step(i, levels[i], move.a, b((1.0, move.predict)), move.c, move.form or form, keep=keep))
         elif anchored:
             if follows:
                 mixed: Mix = {**dict(enumerate(b((move.a, waiting[0]))))}

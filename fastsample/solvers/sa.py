@@ -17,9 +17,10 @@ from fastsample.solvers.predictor_corrector import (
     chain,
     check_count,
     check_flag,
-    check_path,
+    check_forward,
     exponential,
     first_order,
+    from_noise,
     identity_move,
     usable,
 )
@@ -68,7 +69,7 @@ def sa_solver(
     check_choice("tau_at", tau_at, ("end", "start"))
     check_flag("lower_order_final", lower_order_final)
     check_flag("anchored", anchored)
-    levels, n = check_path(path, form), path.steps
+    levels, n = check_forward(path), path.steps
     noise = noise_levels(levels, tau, tau_window, tau_at)
     more = mode == "more_steps" and levels[-1].sigma > 0.0
     two = "bh1" if form == "x0" and mode != "more_steps" else "exact"
@@ -76,6 +77,9 @@ def sa_solver(
     for i, (start, end) in enumerate(pairwise(levels)):
         if same(start, end):
             moves.append(identity_move(i))
+            continue
+        if form == "eps" and start.alpha == 0.0:
+            moves.append(from_noise(levels, noise[i] ** 2))
             continue
         if end.sigma == 0.0 or (mode == "few_steps" and i + 1 == n):
             moves.append(first_order(form, start, end, i))

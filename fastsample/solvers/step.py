@@ -20,7 +20,7 @@ class Step:
         index: step of the path that the call belongs to; the stages of one step share it.
         at: level of the state that the network sees, and the time it is told.
         a, b, c: weights of the state, of D of this call and of the calls before it (calls, not steps), of the noise.
-        form: what D is: ``"x0"``, ``"eps"`` or ``"raw"`` (the network's output itself).
+        form: what D is: ``"x0"``, ``"eps"``, ``"v"`` (alpha eps - sigma x0) or ``"raw"`` (the network's output itself).
         raw: weight of eps_hat made of the network's output *before* x0_hat was limited (DDIM keeps it).
         lift: standard deviation of the noise added to the state before the call (churn); folded into the row before.
         scale: factor of the state before the call, before the lift; folded into the row before as well.

@@ -14,9 +14,10 @@ from fastsample.solvers.predictor_corrector import (
     chain,
     check_count,
     check_flag,
-    check_path,
+    check_forward,
     exponential,
     first_order,
+    from_noise,
     identity_move,
     usable,
 )
@@ -61,11 +62,14 @@ def unipc(
     check_flag("lower_order_final", lower_order_final)
     check_flag("anchored", anchored)
     skipped = check_steps("disable_corrector", disable_corrector)
-    levels, n, two = check_path(path, form), path.steps, VARIANTS[variant]
+    levels, n, two = check_forward(path), path.steps, VARIANTS[variant]
     moves = []
     for i, (start, end) in enumerate(pairwise(levels)):
         if same(start, end):
             moves.append(identity_move(i))
+            continue
+        if form == "eps" and start.alpha == 0.0:
+            moves.append(from_noise(levels))
             continue
         if end.sigma == 0.0:
             moves.append(first_order(form, start, end, i))
