@@ -1,7 +1,8 @@
 """Solvers: functions of a path that return rows, one file per family."""
 
-from fastsample.solvers import first_order, multistep
+from fastsample.solvers import consistency as consistency
 from fastsample.solvers import deis as deis
+from fastsample.solvers import first_order, multistep
 from fastsample.solvers import pndm as pndm
 from fastsample.solvers import rho_rk as rho_rk
 from fastsample.solvers import sa as sa
