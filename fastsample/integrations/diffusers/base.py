@@ -75,6 +75,8 @@ class Fused:
 
         def __getattr__(self, name: str) -> Any: ...
 
+        def set_timesteps(self, *args: Any, **kwargs: Any) -> None: ...
+
     def use(self: Self, *, mode: str | None = None, noise: str | None = None, seed: int | None = None) -> Self:
         """Choose ``mode``, ``noise`` and the ``seed`` of counter noise (default: that of the caller's generator, or
         one from torch's global generator).  Call before ``set_timesteps``.  Raises ``ValueError`` for another name."""

@@ -63,7 +63,7 @@ class DDIMScheduler(Tabled, diffusers.DDIMScheduler):  # type: ignore[misc]
     """Fused ``diffusers.DDIMScheduler``; see its documentation, and ``Fused`` for what is added."""
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        diffusers.DDIMScheduler.set_timesteps(self, num_inference_steps, device)
+        super().set_timesteps(num_inference_steps, device)
         self._begin_run(device)
 
     @staticmethod
@@ -127,7 +127,7 @@ class DDIMInverseScheduler(Tabled, diffusers.DDIMInverseScheduler):  # type: ign
         return float(self.initial_alpha_cumprod), float(self.num_inference_steps or 0)
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        diffusers.DDIMInverseScheduler.set_timesteps(self, num_inference_steps, device)
+        super().set_timesteps(num_inference_steps, device)
         self._begin_run(device)
 
     @staticmethod
@@ -160,7 +160,7 @@ class DDPMScheduler(Tabled, diffusers.DDPMScheduler):  # type: ignore[misc]
         return 1.0, float(on_grid), self.variance_type
 
     def set_timesteps(self, num_inference_steps: Any = None, device: Any = None, timesteps: Any = None) -> None:
-        diffusers.DDPMScheduler.set_timesteps(self, num_inference_steps, device, timesteps)
+        super().set_timesteps(num_inference_steps, device, timesteps)
         self._begin_run(device)
 
     @staticmethod

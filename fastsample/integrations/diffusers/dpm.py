@@ -161,7 +161,7 @@ class DPMSolverMultistepScheduler(_Dpm, diffusers.DPMSolverMultistepScheduler): 
     def set_timesteps(
         self, num_inference_steps: Any = None, device: Any = None, mu: Any = None, timesteps: Any = None
     ) -> None:
-        diffusers.DPMSolverMultistepScheduler.set_timesteps(self, num_inference_steps, device, mu, timesteps)
+        super().set_timesteps(num_inference_steps, device, mu, timesteps)
         self._begin_run(device)
 
     @staticmethod
@@ -198,7 +198,7 @@ class EDMDPMSolverMultistepScheduler(Scaled, _Dpm, diffusers.EDMDPMSolverMultist
     """Fused ``diffusers.EDMDPMSolverMultistepScheduler``; see its documentation, and ``Fused`` for what is added."""
 
     def set_timesteps(self, num_inference_steps: Any = None, device: Any = None) -> None:
-        diffusers.EDMDPMSolverMultistepScheduler.set_timesteps(self, num_inference_steps, device)
+        super().set_timesteps(num_inference_steps, device)
         self._begin_run(device)
 
     def _kappa(self, sigma: float) -> float:
@@ -235,7 +235,7 @@ class DEISMultistepScheduler(_Dpm, diffusers.DEISMultistepScheduler):  # type: i
     """Fused ``diffusers.DEISMultistepScheduler``; see its documentation, and ``Fused`` for what is added."""
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None, mu: Any = None) -> None:
-        diffusers.DEISMultistepScheduler.set_timesteps(self, num_inference_steps, device, mu)
+        super().set_timesteps(num_inference_steps, device, mu)
         self._begin_run(device)
 
     @staticmethod

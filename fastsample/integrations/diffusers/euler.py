@@ -94,9 +94,6 @@ class _ChurnedEuler(Scaled):
 
     _result: Any
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError
-
     def step(
         self,
         model_output: Tensor,
@@ -144,7 +141,7 @@ class EulerDiscreteScheduler(_ChurnedEuler, diffusers.EulerDiscreteScheduler):  
     def set_timesteps(
         self, num_inference_steps: Any = None, device: Any = None, timesteps: Any = None, sigmas: Any = None
     ) -> None:
-        diffusers.EulerDiscreteScheduler.set_timesteps(self, num_inference_steps, device, timesteps, sigmas)
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
         self._begin_run(device)
 
     @staticmethod
@@ -158,7 +155,7 @@ class EDMEulerScheduler(_ChurnedEuler, diffusers.EDMEulerScheduler):  # type: ig
     _result = EDMEulerSchedulerOutput
 
     def set_timesteps(self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None) -> None:
-        diffusers.EDMEulerScheduler.set_timesteps(self, num_inference_steps, device, sigmas)
+        super().set_timesteps(num_inference_steps, device, sigmas)
         self._begin_run(device)
 
     def _kappa(self, sigma: float) -> float:
@@ -183,8 +180,8 @@ class EDMEulerScheduler(_ChurnedEuler, diffusers.EDMEulerScheduler):  # type: ig
     ) -> Any:
         """One step; arguments and results of the class of diffusers."""
         if pred_original_sample is not None:  # a denoised sample in the place of the network's output: theirs
-            return diffusers.EDMEulerScheduler.step(
-                self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict,
+            return super(Fused, self).step(  # type: ignore[misc]
+                model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict,
                 pred_original_sample,
             )  # fmt: skip
         return super().step(model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict)
@@ -194,7 +191,7 @@ class EulerAncestralDiscreteScheduler(Scaled, diffusers.EulerAncestralDiscreteSc
     """Fused ``diffusers.EulerAncestralDiscreteScheduler``; see its documentation, and ``Fused`` for what is added."""
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        diffusers.EulerAncestralDiscreteScheduler.set_timesteps(self, num_inference_steps, device)
+        super().set_timesteps(num_inference_steps, device)
         self._begin_run(device)
 
     @staticmethod
@@ -256,9 +253,7 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
         mu: Any = None,
         timesteps: Any = None,
     ) -> None:
-        diffusers.FlowMatchEulerDiscreteScheduler.set_timesteps(
-            self, num_inference_steps, device, sigmas, mu, timesteps
-        )
+        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
         self._begin_run(device)
 
     @staticmethod
@@ -286,8 +281,8 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
     ) -> Any:
         """One step; arguments and results of the class of diffusers."""
         if per_token_timesteps is not None:  # a level per token: theirs
-            return diffusers.FlowMatchEulerDiscreteScheduler.step(
-                self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator,
+            return super(Fused, self).step(  # type: ignore[misc]
+                model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator,
                 per_token_timesteps, return_dict,
             )  # fmt: skip
         refuse_whole("FlowMatchEulerDiscreteScheduler", timestep)
