@@ -3,6 +3,7 @@
 from fastsample.solvers import consistency as consistency
 from fastsample.solvers import deis as deis
 from fastsample.solvers import first_order, multistep
+from fastsample.solvers import forward_value as forward_value
 from fastsample.solvers import pndm as pndm
 from fastsample.solvers import rho_rk as rho_rk
 from fastsample.solvers import sa as sa
