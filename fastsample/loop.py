@@ -86,7 +86,8 @@ def sample(
         seed: a whole number, one per sample, or a ``torch.Generator`` that is asked once. None: torch's default one.
         sample_ids: global indices ``(B,)`` of these samples, by default 0 to B - 1: the noise of a sample depends on
             the seed and its index alone, so that batches may be cut anywhere.
-        noise: recorded noise in place of the seed, one tensor like x per draw (draw 0 is the start).
+        noise: noise in place of the seed: recorded, one tensor like x per draw (draw 0 is the start), or a function of
+            the number of the draw that is called when it is needed.
         start: image-to-image: the step to begin at, or the fraction in (0, 1] of the steps to run; ``x`` is then data.
         callback: called with a `StepInfo` after each update; may raise `StopSampling`.
         denoised: give the callback the network's estimate of the data too (one more write per call).

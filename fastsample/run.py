@@ -6,7 +6,7 @@ the network's output (a pair under guidance), and returns when the state is fina
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Output = Tensor | tuple[Tensor, Tensor]
 Asks = Generator[tuple[Tensor, Tensor], Output, None]
-Noise = Sequence[Tensor | None] | Mapping[int, Tensor]
+Noise = Sequence[Tensor | None] | Mapping[int, Tensor] | Callable[[int], Tensor]
 
 
 Array = npt.NDArray[np.float64]
@@ -81,7 +81,8 @@ class PlanRun:
         start: ``"noise"`` (from nothing), ``"state"`` (``x`` is at the plan's first level) or ``"data"`` (``x`` is
             data, noised to that level).
         key: ``(B, 2)`` uint64, see `fastsample.noise.keys`.
-        noise: recorded noise in place of keys, one tensor like ``x`` per draw of the plan (draw 0 is the start).
+        noise: noise in place of keys: recorded, one tensor like ``x`` per draw of the plan (draw 0 is the start), or a
+            function of the number of the draw, called after the network, right before the update that uses it.
         input_dtype: of the slot that holds the network's scaled input. None: that of ``x``.
         grad: run the functional update, which gradients pass through, on new tensors in each step.
 
@@ -106,7 +107,7 @@ class PlanRun:
             raise ValueError("key, noise: give one of them")
         self.plan, self.grad, self.calls = plan, grad, len(plan.calls)
         self.guided = any(-2 in call.terms for call in plan.calls)
-        self._key, self._noise = key, None if noise is None else _by_number(noise)
+        self._key, self._noise = key, noise if noise is None or callable(noise) else _by_number(noise)
         with torch.inference_mode(False):  # kept by the plan for later runs, which may want gradients
             self._device = plan.to(x.device)
         bank = Bank(plan, x, input_dtype)
@@ -144,13 +145,15 @@ class PlanRun:
             yield from self._functional()
             return
         apply = torch.ops.fastsample.update_.default
-        table = self._device.table
+        table, late = self._device.table, callable(self._noise)
         for call, (ask, outs, terms, step, key, noise, places) in enumerate(self._prepared):
             told = yield ask
             if call == 0:
                 self._check(told)
             for term, branch in places:
                 terms[term] = told if branch is None else told[branch]
+            if late:
+                noise = self._noises(self.plan.table[call])[1]
             apply(outs, terms, table, step, key, noise)
             for term, _ in places:  # the outputs of old calls must not stay in memory
                 terms[term] = None
@@ -191,7 +194,7 @@ class PlanRun:
     def _prepare(self) -> list[tuple[Any, ...]]:
         """Per call: what is asked, and the arguments of the update with places for the network's outputs."""
         slots, guided, steps = self._slots, self.guided, self._device.steps
-        quiet = not self.plan.table[:, _NOISE_WEIGHTS].any()
+        quiet = callable(self._noise) or not self.plan.table[:, _NOISE_WEIGHTS].any()
         prepared = []
         for i, call in enumerate(self.plan.calls):
             places = tuple((n, -1 - j if guided else None) for n, j in enumerate(call.terms) if j < 0)
@@ -215,7 +218,7 @@ class PlanRun:
 
     def _recorded(self, draw: int) -> Tensor:
         assert self._noise is not None
-        xi, x = self._noise.get(draw), self._slots[0]
+        xi, x = self._noise(draw) if callable(self._noise) else self._noise.get(draw), self._slots[0]
         if xi is None:
             raise ValueError(f"noise: got none for draw {draw}; the plan has {self.plan.draws} draws (0 is the start)")
         if not isinstance(xi, Tensor) or not xi.is_floating_point():
@@ -244,7 +247,7 @@ class PlanRun:
                 raise TypeError(f"model: returned {out.dtype}, need a floating dtype")
 
 
-def _by_number(noise: Noise) -> dict[int, Tensor]:
+def _by_number(noise: Sequence[Tensor | None] | Mapping[int, Tensor]) -> dict[int, Tensor]:
     if isinstance(noise, Mapping):
         return dict(noise)
     if isinstance(noise, Tensor):  # (draws, B, ...)
