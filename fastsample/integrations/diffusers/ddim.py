@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fastsample.path import Level
 from fastsample.solvers.express import Network
-from fastsample.solvers.first_order import ancestral_noise, same, transfer
+from fastsample.solvers.first_order import transfer
 from fastsample.solvers.step import Step
 
 from .base import Fused, Generators, Grid
@@ -50,6 +51,21 @@ def level(grid: Grid, t: int) -> Level:
     return table_level(squared(grid, t), float(t))
 
 
+def forward(grid: Grid, t: int, following: int) -> float:
+    """``beta``: the variance of the forward step between two times, ``1 - alpha^2 / alpha'^2``.
+
+    diffusers rounds the quotient to float32, which changes beta by 1e-3 of itself between neighbours at the clean end.
+    """
+    start, end = squared(grid, t), squared(grid, following)
+    return 1.0 - (start / end if grid.exact else float(np.float32(start / end)))
+
+
+def _posterior(grid: Grid, t: int, following: int) -> float:
+    """Standard deviation of DDPM's posterior."""
+    left = (1.0 - squared(grid, following)) / (1.0 - squared(grid, t)) * forward(grid, t, following)
+    return math.sqrt(max(left, 0.0))
+
+
 def _next_time(grid: Grid, t: int) -> int:
     """Where DDIM goes from t: a fixed stride, whatever the grid; in exact mode the next entry of the grid."""
     if grid.exact and t in grid.times:
@@ -69,8 +85,9 @@ class DDIMScheduler(Tabled, diffusers.DDIMScheduler):  # type: ignore[misc]
     @staticmethod
     def _recipe(grid: Grid, key: Any) -> Recipe:
         t, eta, clipped = key if isinstance(key, tuple) else (key, 0.0, False)
-        start, end = level(grid, t), level(grid, _next_time(grid, t))
-        noise = ancestral_noise(start, end, eta) if eta else 0.0
+        following = _next_time(grid, t)
+        start, end = level(grid, t), level(grid, following)
+        noise = eta * _posterior(grid, t, following) if eta else 0.0
         limit = grid.limit()
         return Recipe(
             transfer(t, start, end, noise, keep_raw=limit is not None and not clipped),
@@ -171,12 +188,11 @@ class DDPMScheduler(Tabled, diffusers.DDPMScheduler):  # type: ignore[misc]
             place = grid.times.index(t) + 1
             following = int(grid.times[place]) if place < len(grid.times) else -1
         start, end = level(grid, t), level(grid, following)
-        noise = _deviation(start, end, kind) if t > 0 else 0.0
-        step = transfer(t, start, end, 0.0 if same(start, end) else ancestral_noise(start, end))
-        if kind.startswith("learned"):  # the caller's noise is already that of each element
-            noise = 1.0 if t > 0 else 0.0
+        beta, small = forward(grid, t, following), _posterior(grid, t, following)
+        a = math.sqrt(1.0 - beta) * (end.sigma / start.sigma) ** 2
+        noise = _deviation(beta, small, kind) if t > 0 else 0.0
         return Recipe(
-            Step(t, start, step.a, step.b, noise),
+            Step(t, start, a, (end.alpha * beta / start.sigma**2,), noise),
             Network(grid.prediction("DDPMScheduler")),
             writes=("x", "x0"),
             limit=grid.limit(),
@@ -220,14 +236,12 @@ class DDPMScheduler(Tabled, diffusers.DDPMScheduler):  # type: ignore[misc]
         return scale * noise
 
 
-def _deviation(start: Level, end: Level, kind: str) -> float:
+def _deviation(beta: float, small: float, kind: str) -> float:
     """Standard deviation of DDPM's noise by ``variance_type``; diffusers floors the variance at 1e-20."""
-    beta = -math.expm1(2.0 * (math.log(start.alpha) - math.log(end.alpha))) if start.alpha > 0 else 1.0
-    small = max(end.sigma**2 / start.sigma**2 * beta, 1e-20)
     if kind in ("fixed_small", "fixed_small_log"):
-        return math.sqrt(small)
+        return max(small, 1e-10)
     if kind == "fixed_large":
         return math.sqrt(beta)
     if kind == "fixed_large_log":
-        return math.sqrt(math.log(beta)) if beta > 1.0 else math.nan
-    return 1.0
+        return math.nan  # diffusers takes the root of log beta < 0
+    return 1.0  # learned: the caller's noise is already that of each element

@@ -55,6 +55,7 @@ class Multistep(Fused):
     _order: int
     _history: int  # how many earlier outputs a row reads at most
     _started: int = 0
+    lower_order_nums: int
 
     def _first_keys(self, grid: Grid) -> Sequence[Hashable]:
         begin = self.begin_index or 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -99,9 +100,13 @@ class Rows:
         self._found: dict[Hashable, tuple[Tensor, Tensor, Recipe]] = {}
 
     def prepare(self, keys: Sequence[Hashable], device: torch.device | None = None) -> None:
-        """Make the rows of ``keys`` and bring them to ``device`` (and to where they were): no host work is left."""
+        """Make the rows of ``keys`` and bring them to ``device`` (and to where they were): no host work is left.
+
+        A row that cannot be made is left out, and its error is raised by the step that needs it, as in diffusers.
+        """
         for key in keys:
-            self._place(key)
+            with contextlib.suppress(ValueError, NotImplementedError, ArithmeticError):
+                self._place(key)
         for known in {*self._seen, *([] if device is None else [device])}:
             if known not in self._devices:
                 self._on(known)
@@ -218,5 +223,7 @@ def flow_level(sigma: float, t: float = 0.0) -> Level:
 
 
 def table_level(squared: float, t: float = 0.0) -> Level:
-    """Level of ``alphas_cumprod``."""
-    return Level(squared**0.5, (1.0 - squared) ** 0.5, t)
+    """Level of ``alphas_cumprod``.  A 0 becomes so small a number that x0_hat of eps_hat is still a number to clip."""
+    if not 0.0 <= squared <= 1.0:
+        raise ValueError(f"alphas_cumprod: got {squared} at time {t:g}, allowed are 0..1")
+    return Level(max(squared, 2.0**-120) ** 0.5, (1.0 - squared) ** 0.5, t)
