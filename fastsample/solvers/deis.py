@@ -110,13 +110,13 @@ def ipndm(path: Path, *, order: int, from_noise: str) -> list[Step]:
 
 
 def fixed_weights(path: Path, order: int, noise_as_diffusers: bool = False) -> list[Step]:
-    """The rows of iPNDM; repeated levels restart nothing, they count as calls."""
+    """The rows of iPNDM; the orders rise again after a repeated level."""
     steps = []
     started = 0  # calls whose eps_hat says something of the data
     for i, (start, end) in enumerate(pairwise(check_forward(path))):
         if same(start, end):
             steps.append(identity(i, start, "eps"))
-            started = 0  # its value lies at the same level as the next: equal steps are counted from there
+            started = 0  # the weights are those of equal steps
             continue
         if start.alpha == 0.0 and not noise_as_diffusers:
             steps.append(transfer(i, start, end))
@@ -199,7 +199,7 @@ add(
         ipndm,
         "DDIM on a mix of the last eps_hat with the weights of equal steps",
         f"{PAPER}, section 3.3 (iPNDM); Liu, Ren, Lin, Zhao 2022, arXiv 2202.09778",
-        order=1,
+        order=2,
         options={"order": 4, "from_noise": "exact"},
     )
 )

@@ -141,5 +141,5 @@ def _register(name: str, aliases: tuple[str, ...], about: str, start: str, order
 _register(
     "f-pndm", ("pndm",), "four values of eps_hat after three Runge-Kutta steps (N + 9 calls)", "runge-kutta", 4, 2
 )
-_register("s-pndm", (), "two values of eps_hat after a Heun step (N + 1 calls)", "heun", 2, 1)
-_register("plms", (), "up to four values of eps_hat after a Heun step (N + 1 calls)", "heun", 4, 1)
+_register("s-pndm", (), "two values of eps_hat after a Heun step (N + 1 calls)", "heun", 2, 2)
+_register("plms", (), "up to four values of eps_hat after a Heun step (N + 1 calls)", "heun", 4, 2)

@@ -144,7 +144,7 @@ add(
         sa_solver,
         "stochastic predictor-corrector in log-SNR with a free noise level",
         "Xue, Yi, Luo, Zhang, Sun, Li, Ma 2023, arXiv 2309.05019, algorithm 1",
-        order=3,
+        order=2,
         stochastic=True,
         aliases=("sa-solver",),
         options=OPTIONS,

@@ -42,6 +42,8 @@ def unipc(
     """UniPC of order p: the predictor looks at p values of D, the corrector at the one after the step too.
 
     The value that the corrector waits for is that of the next step's own call, so the last step is not corrected.
+    Order of convergence: p + 1, at most 3 (the first step), without ``lower_order_final``; 2 with it, since the last
+    step is then one of first order.
 
     Args:
         order: 1 to 4; it rises over the first steps.
@@ -99,9 +101,9 @@ add(
     Solver(
         "unipc",
         unipc,
-        "predictor-corrector in log-SNR; order p + 1 until the first step limits it",
+        "predictor-corrector in log-SNR on x0_hat or eps_hat",
         "Zhao, Bai, Rao, Zhou, Lu 2023, arXiv 2302.04867, algorithms 5 to 8",
-        order=3,
+        order=2,
         aliases=("uni-pc",),
         options={
             "order": 2,
