@@ -27,13 +27,18 @@ _HOME = {
     "use_backend": "ops",
     "BackendError": "ops",
     "keys": "noise",
+    "accelerate": "integrations.diffusers.swap",
+    "patch_diffusers": "integrations.diffusers.swap",
 }
 _MODULES = ("grids", "metrics", "models", "noise", "ops", "plan", "schedules", "solvers")
 
-__all__ = ["__version__", *_HOME]
+# names that need another library do not come with a star
+__all__ = ["__version__", *(name for name, home in _HOME.items() if not home.startswith("integrations"))]
 
 if TYPE_CHECKING:
     from .grids import make_path as make_path
+    from .integrations.diffusers.swap import accelerate as accelerate
+    from .integrations.diffusers.swap import patch_diffusers as patch_diffusers
     from .loop import StepInfo as StepInfo
     from .loop import StopSampling as StopSampling
     from .loop import sample as sample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -63,9 +63,10 @@ class Fused:
     not depend on batch size, device or number of steps already taken.  Change both with ``use``.
     """
 
-    mode: str = "strict"
-    noise: str = "torch"
-    seed: int | None = None
+    mode: str
+    noise: str
+    seed: int | None
+    _defaults: ClassVar[dict[str, Any]] = {"mode": "strict", "noise": "torch", "seed": None}
     _bound: tuple[Any, Any, Rows] | None = None  # sigmas, timesteps and the rows that belong to them
     _times: tuple[float, ...] = ()
     _levels: tuple[float, ...] = ()  # the sigmas as floats
@@ -76,6 +77,11 @@ class Fused:
         def __getattr__(self, name: str) -> Any: ...
 
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __new__(cls: type[Self], *_: Any, **__: Any) -> Self:
+        made = super().__new__(cls)
+        made.__dict__.update(Fused._defaults)
+        return made
 
     def use(self: Self, *, mode: str | None = None, noise: str | None = None, seed: int | None = None) -> Self:
         """Choose ``mode``, ``noise`` and the ``seed`` of counter noise (default: that of the caller's generator, or
