@@ -36,6 +36,9 @@ def random_steps(seed: int, depth: int, form: str, path: Path, keeping: bool) ->
             names.append("kept")
         if keeping:
             step = dataclasses.replace(step, scale=scale, saved=saved, keep=keep)
+        if form != "raw" and rng.random() < 0.3:
+            sources = ["x", "eps", 0, *range(1, min(i, depth) + 1), *(["kept"] if saved and keeping else [])]
+            step = dataclasses.replace(step, d={s: rng.standard_normal() for s in sources if rng.random() < 0.6})
         steps.append(step)
     return steps
 
@@ -52,6 +55,12 @@ def naive(steps, x, outputs, draws, prediction, scaling, clip):
         x0 = p * x + q * e
         p, q = to_eps(prediction, alpha, sigma, kappa=kappa)
         raw = p * x + q * e
+        if step.d is not None:
+            made = {"x0": x0, "eps": raw, "v": alpha * raw - sigma * x0}[step.form]
+            sources = {"x": x, "eps": raw, 0: made, **dict(enumerate(history, 1)), **kept}
+            made = sum(w * sources[s] for s, w in step.d.items()) + 0.0 * x
+            v = (alpha * x - sigma * made) / (alpha**2 + sigma**2)
+            x0 = {"x0": made, "eps": (x - sigma * made) / alpha, "v": v}[step.form]
         if clip is not None:
             x0 = np.clip(x0, -clip, clip)
         previews.append(x0)

@@ -1,4 +1,4 @@
-"""Few-step samplers: recorded runs of the authors' programs, exact laws on Gaussian data, their paths."""
+"""Few-step samplers: recorded runs of the authors' programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastsample.few_step import lcm_path, tcd_path, tcd_stops, tdm_path, trig_path
+from fastsample.few_step import karras_index_path, lcm_path, tcd_path, tcd_stops, tdm_path, trig_path
 from fastsample.path import Path
 from fastsample.plan import COND, make_plan
 from fastsample.schedules import DiscreteVP
@@ -82,6 +82,59 @@ def test_lcm_and_tcd_of_diffusers(case):
     run = Replay(plan, case["x_T"], case["eval_out"], shifted(case["noise"]))
     np.testing.assert_allclose(run.asked, case["eval_x"], rtol=0, atol=1e-10)
     np.testing.assert_allclose(run.x, case["x_0"], rtol=0, atol=1e-10)
+
+
+def raw_output(x0, x, sigma):
+    """F of the scalings of consistency models at sigma_min = 0.002, of its d."""
+    skip, out = 0.25 / ((sigma - 0.002) ** 2 + 0.25), (sigma - 0.002) * 0.5 / math.hypot(sigma, 0.5)
+    return (x0 - skip * x) / out
+
+
+def close_to_authors(states, case):
+    """Their last sigma is a few roundings u above sigma_min: sqrt(2 u) sigma_min = 2e-10 of noise where ours is 0."""
+    np.testing.assert_allclose(states[:-1], case["states"][1:-1], rtol=0, atol=1e-10)
+    u = 16 * np.finfo(float).eps
+    bound = 0.002 * math.sqrt(2 * u) * np.abs(case["noise"][-1]) + 1e-12
+    assert (np.abs(states[-1] - case["states"][-1]) <= bound).all()
+
+
+@pytest.mark.parametrize("indices", [(0, 22, 39), (0, 10, 20, 30, 39)], ids=str)
+def test_cm_of_the_authors(indices):
+    case = record(f"cons_cm_openai_ts{'-'.join(map(str, indices))}_of40")
+    path = karras_index_path(indices, 40)
+    sigma = path.sigma
+    ideal = Replay(
+        make_plan("cm", path, prediction="x0", boundary=False),
+        case["x_T"],
+        lambda i, x: MIXTURE.x0(x, 1.0, sigma[i]),
+        shifted(case["noise"]),
+    )
+    close_to_authors(ideal.states, case)
+    # the same through the raw output, with the scaled input and the limits of the authors' program
+    for clip in (None, 1.0):
+        plan = make_plan("cm", path, prediction="edm", input_scaling="edm", clip=clip, denoised=True)
+
+        def network(i, x):
+            x = x * math.hypot(sigma[i], 0.5)
+            return raw_output(MIXTURE.x0(x, 1.0, sigma[i]), x, sigma[i])
+
+        raw = Replay(plan, case["x_T"], network, shifted(case["noise"]))
+        if clip is None:
+            close_to_authors(raw.states, case)
+        else:
+            assert np.abs(raw.previews).max() == 1.0
+            np.testing.assert_array_equal(raw.x, raw.previews[-1])
+
+
+@pytest.mark.parametrize(("name", "indices"), [("22-0", [0, 22, 39]), ("default4", [0, 10, 20, 30, 39])])
+def test_cm_of_diffusers(name, indices):
+    """It computes in float64 from float32 sigmas, and its last noise is sqrt(sigma^2 - sigma_min^2) of one: not 0."""
+    case = record(f"cons_cm_diffusers_n40_{name}")
+    sigma = case["sigmas"].astype(np.float64)
+    np.testing.assert_allclose(karras_index_path(indices).sigma, sigma, rtol=1e-6)
+    plan = make_plan("cm", Path(np.ones(len(sigma)), sigma), prediction="edm")
+    run = Replay(plan, case["x_T"], case["model_out"], shifted(case["noise"]))
+    np.testing.assert_allclose(run.states, case["states"][1:], rtol=0, atol=1e-6)
 
 
 CTM = {

@@ -118,7 +118,7 @@ def assemble(
         calls=tuple(calls),
         table=table,
         t=np.asarray(times),
-        targets=_targets(steps),  # type: ignore[arg-type]  # made an array there
+        targets=_targets(shared["time"], steps),  # type: ignore[arg-type]  # made an array there
         step_of=tuple(step.index for step in steps),
         draws=1 + len(steps) if noisy else 1,
     )
@@ -128,7 +128,7 @@ def _history(steps: Sequence[Step]) -> dict[int, int]:
     """Slot of D of every call that a later one looks back to; a slot is free again in the row that reads it last."""
     last: dict[int, int] = {}
     for i, step in enumerate(steps):
-        mixes: list[Mix] = [dict(enumerate(step.b)), *step.keep.values()]
+        mixes: list[Mix] = [dict(enumerate(step.b)), *step.keep.values(), step.d or {}]
         for j in {j for mix in mixes for j, weight in mix.items() if isinstance(j, int) and j > 0 and weight}:
             if j > i:
                 raise ValueError(f"steps: call {i} looks {j} calls back")
@@ -143,11 +143,18 @@ def _history(steps: Sequence[Step]) -> dict[int, int]:
     return slots
 
 
-def _targets(steps: Sequence[Step]) -> list[float] | None:
-    targets = [float(step.to) for step in steps if step.to is not None]
-    if len(targets) not in (0, len(steps)):
+def _targets(time: Any, steps: Sequence[Step]) -> list[float] | None:
+    ends = [step.to for step in steps if step.to is not None]
+    if len(ends) not in (0, len(steps)):
         raise ValueError("denoise: a network of two times cannot be called at the last level, where it jumps nowhere")
-    return targets or None
+    told = [_tell(time, to) if isinstance(time, str) else to.t for to in ends]
+    for i, value in enumerate(told):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"time: {time!r} is {value} where the jump of call {i} ends (sigma/alpha = {ends[i].rho:.6g}); allowed "
+                "are times that a level alone gives, as 'sigma', or a path whose times are sigma/alpha"
+            )
+    return told or None
 
 
 def _starts(path: Path, step: Step, kappa: float | None, init_sigma: float | None, time: float) -> Any:

@@ -58,6 +58,12 @@ def _alpha(rho: float, level: Level) -> float:
     return 1.0 / (1.0 + rho) if abs(level.alpha + level.sigma - 1.0) < 1e-9 else level.alpha
 
 
+def _at(rho: float, level: Level) -> Level:
+    """The level of sigma/alpha = rho; its time is known if that is the time of ``level``."""
+    alpha = _alpha(rho, level)
+    return Level(alpha, alpha * rho, rho if abs(level.t - level.rho) <= 1e-9 * level.rho else math.nan)
+
+
 def lcm(path: Path, *, timestep_scaling: float | None, sigma_data: float, record: bool) -> list[Step]:
     """Latent consistency model: to d = c_skip x + c_out x0_hat, then noise of the next level.
 
@@ -79,6 +85,32 @@ def lcm(path: Path, *, timestep_scaling: float | None, sigma_data: float, record
             skip, out = sigma_data**2 / (s * s + sigma_data**2), s / math.hypot(s, sigma_data)
         keep: dict[str, Mix] = {"jump": {"x": skip, 0: out}} if record else {}
         steps.append(Step(i, start, end.alpha * skip, (end.alpha * out,), end.sigma, keep=keep))
+    return steps
+
+
+def cm(path: Path, *, sigma_min: float, sigma_data: float, boundary: bool) -> list[Step]:
+    """Consistency model: to d = c_skip x + c_out F at the smallest level, then noise up to the next level.
+
+    d is D: ``clip`` limits it and ``denoised`` shows it.  End the path at sigma/alpha = sigma_min, where the last row
+    adds no noise.  For the raw output F of a network say prediction="edm"; its usual time is
+    ``lambda level: 250 * math.log(level.rho + 1e-44)``.
+
+    Args:
+        sigma_min: smallest level of the training, where d is the state.
+        sigma_data: of the scalings c_skip, c_out.
+        boundary: False: the network's x0_hat is d already (prediction="x0" for networks that return d).
+    """
+    low, data2 = check_range("sigma_min", sigma_min, 0.0), check_range("sigma_data", sigma_data, 1e-300) ** 2
+    _flag("boundary", boundary)
+    steps = []
+    for i, start, end in _pairs(path, "cm"):
+        d: Mix | None = None
+        if boundary and start.alpha > 0.0:
+            # EDM's x0_hat has c_out of sigma instead of sigma - sigma_min, which tells F from the state
+            out = (start.rho - low) / start.rho
+            skip = data2 / ((start.rho - low) ** 2 + data2) - out * data2 / (start.rho**2 + data2)
+            d = {"x": skip / start.alpha, 0: out}
+        steps.append(Step(i, start, 0.0, (end.alpha,), _renoise(min(low, end.rho), end), d=d))
     return steps
 
 
@@ -132,7 +164,8 @@ def ctm(
     """Consistency trajectory model: jump to s, told as the network's second time, then noise up to the next level.
 
     ``G(x, t, s) = c_skip x + (1 - s/t) g(x, t, s)`` with g the x0_hat of the network (prediction "edm" for the raw
-    output of an EDM-scaled network).  Times are sigma/alpha, so the path must tell them (``karras_index_path``, EDM).
+    output of an EDM-scaled network).  t and s are sigma/alpha; on a path of other times ask for a ``time`` that a level
+    alone gives: make_plan(..., time="sigma") or "log-sigma".
 
     Args:
         gamma: 0 is the deterministic chain, 1 returns to the smallest level every time.
@@ -149,11 +182,8 @@ def ctm(
     given = None if stops is None else _stops(stops, path)
     steps = []
     for i, start, end in _pairs(path, "ctm"):
-        if start.alpha == 0.0 or abs(start.t - start.rho) > 1e-9 * start.rho:
-            raise ValueError(
-                f"path: 'ctm' tells its network two values of sigma/alpha, but level {i} has sigma/alpha = "
-                f"{start.rho:.6g} and t = {start.t:.6g}; allowed is a path whose times are sigma/alpha"
-            )
+        if start.alpha == 0.0:
+            raise ValueError("path: 'ctm' needs alpha > 0; end the path at a finite sigma/alpha")
         t, after = start.rho, end.rho
         if given is not None:
             s = given[i]
@@ -164,13 +194,13 @@ def ctm(
         grow = end.alpha / start.alpha
         told = t if s == 0.0 and outer != "network" and variant == "code" else s
         if outer == "network":
-            steps.append(Step(i, start, 0.0, (grow,), _renoise(s, end), form="raw", to=told))
+            steps.append(Step(i, start, 0.0, (grow,), _renoise(s, end), form="raw", to=_at(told, start)))
             continue
         skip = s / t
         if outer != "euler" and s > 0.0:
             keep_variance = math.sqrt(((s - low) ** 2 + data2) / ((t - low) ** 2 + data2))
             skip = keep_variance if outer == "variance" else (s + keep_variance) / (t + 1.0)
-        steps.append(Step(i, start, grow * skip, (end.alpha * (1.0 - s / t),), _renoise(s, end), to=told))
+        steps.append(Step(i, start, grow * skip, (end.alpha * (1.0 - s / t),), _renoise(s, end), to=_at(told, start)))
     return steps
 
 
@@ -183,6 +213,18 @@ add(
         order=1,
         stochastic=True,
         options={"timestep_scaling": 10.0, "sigma_data": 0.5, "record": False},
+    )
+)
+add(
+    Solver(
+        "cm",
+        cm,
+        "consistency model: jump to the smallest level, noise again",
+        "Song, Dhariwal, Chen, Sutskever 2023, arXiv 2303.01469, algorithm 1",
+        order=1,
+        stochastic=True,
+        aliases=("consistency", "consistency-multistep"),
+        options={"sigma_min": 0.002, "sigma_data": 0.5, "boundary": True},
     )
 )
 add(

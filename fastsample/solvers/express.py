@@ -78,7 +78,7 @@ def express(network: Network, step: Step, limited: bool, kept: bool, preview: bo
     if limited:
         if step.form == "raw":
             raise ValueError("clip: this solver combines raw outputs of the network, whose x0_hat cannot be limited")
-        y, x0, quantity = network.convert("x0", step), D, D
+        y, x0, quantity = _denoised(network, step), D, D
         if step.form != "x0":  # eps_hat or v_hat that belongs to the limited x0_hat
             if step.at.sigma == 0.0:
                 raise ValueError("clip: a limited x0_hat says nothing about eps where sigma = 0")
@@ -88,9 +88,9 @@ def express(network: Network, step: Step, limited: bool, kept: bool, preview: bo
             quantity["D"] -= step.at.sigma
     else:
         if preview or (step.form == "x0" and (used or kept)):
-            x0 = network.convert("x0", step)
+            x0 = _denoised(network, step)
         if used or kept:
-            quantity = x0 if step.form == "x0" else network.convert(step.form, step)
+            quantity = x0 if step.form == "x0" else _prediction(network, step)
         if kept:  # through the D of the row
             y, quantity = quantity, D
             if step.form == "x0":
@@ -102,6 +102,28 @@ def express(network: Network, step: Step, limited: bool, kept: bool, preview: bo
         x0=x0,
         keep={name: _resolve(network, step, mix, quantity) for name, mix in step.keep.items()},
     )
+
+
+def _prediction(network: Network, step: Step) -> Combo:
+    """D without limits."""
+    plain = network.convert(step.form, step)
+    return plain if step.d is None else _resolve(network, step, step.d, plain)
+
+
+def _denoised(network: Network, step: Step) -> Combo:
+    """x0_hat without limits: that of the network, or the one that belongs to a mixed D."""
+    if step.d is None or step.form == "raw":
+        return network.convert("x0", step)
+    made, (alpha, sigma, _) = _prediction(network, step), step.at
+    if step.form == "x0":
+        return made
+    if step.form == "eps" and alpha == 0.0:
+        raise ValueError("clip, denoised: eps says nothing about x0 where alpha = 0")
+    x, d = (1.0, -sigma) if step.form == "eps" else (alpha, -sigma)
+    total = alpha if step.form == "eps" else alpha * alpha + sigma * sigma
+    combo = {source: d / total * weight for source, weight in made.items()}
+    combo["x"] = combo.get("x", 0.0) + x / total
+    return combo
 
 
 def _resolve(network: Network, step: Step, mix: Mix, quantity: Combo) -> Combo:

@@ -21,12 +21,15 @@ class Step:
         at: level of the state that the network sees, and the time it is told.
         a, b, c: weights of the state, of D of this call and of the calls before it (calls, not steps), of the noise.
         form: what D is: ``"x0"``, ``"eps"``, ``"v"`` (alpha eps - sigma x0) or ``"raw"`` (the network's output itself).
+        d: None, or what D is made of: a mix of 0 (here the prediction of ``form``), ``"x"``, ``"eps"``, the history and
+            kept tensors.  Limits and previews of x0_hat are those of this D.
         raw: weight of eps_hat made of the network's output *before* x0_hat was limited (DDIM keeps it).
         lift: standard deviation of the noise added to the state before the call (churn); folded into the row before.
         scale: factor of the state before the call, before the lift; folded into the row before as well.
         saved: weights of tensors kept by earlier steps, by name.
         keep: tensors to keep after this call, by name: each a mix.  A kept tensor may replace the one of its name.
-        to: second time told to networks of two times (where the jump of a consistency trajectory model ends).
+        to: level whose time is told second to networks of two times (where the jump of a consistency trajectory model
+            ends); its t is NaN where that is not known.
     """
 
     index: int
@@ -40,7 +43,8 @@ class Step:
     scale: float = 1.0
     saved: Mapping[str, float] = field(default_factory=dict)
     keep: Mapping[str, Mix] = field(default_factory=dict)
-    to: float | None = None
+    to: Level | None = None
+    d: Mix | None = None
 
     @property
     def mix(self) -> dict[str | int, float]:
