@@ -241,6 +241,8 @@ def make_plan(
     time: str | Sequence[float] | Callable[..., Any] = "t",
     input_scaling: str = "none",
     clip: float | tuple[float, float] | None = None,
+    threshold: float | tuple[float, float, float] | None = None,
+    rescale: float | None = None,
     sigma_data: float = 0.5,
     init_sigma: float | None = None,
     denoise: bool = False,
@@ -260,6 +262,11 @@ def make_plan(
             number), one number per call, or a callable of the level at each call.
         input_scaling: ``"none"``, ``"vp"`` (the network is fed x/sqrt(alpha^2 + sigma^2)) or ``"edm"`` (c_in).
         clip: limits of x0_hat: None, r for (-r, r), or (lo, hi).
+        threshold: dynamic thresholding of x0_hat: the ratio p, or (p, low, high): per sample s is the p-quantile of
+            |x0_hat| within [low, high] (default [1, inf]) and x0_hat becomes clamp(x0_hat / s, -1, 1).  Saharia et al.
+            2022, arXiv 2205.11487, section 2.3.  One more pass over what x0_hat is made of.
+        rescale: phi in [0, 1]: the guided output times phi std(cond) / std(guided) + 1 - phi, per sample.  Lin et al.
+            2023, arXiv 2305.08891, section 3.4.  One more pass over the network's outputs.
         sigma_data: of the EDM scalings.
         init_sigma: standard deviation of the start from noise; default sigma_0.
         denoise: one more call at the last level, whose x0_hat is the result.
@@ -292,6 +299,8 @@ def make_plan(
         time=time,
         input_scaling=input_scaling,
         clip=clip,
+        threshold=threshold,
+        rescale=rescale,
         sigma_data=sigma_data,
         init_sigma=init_sigma,
         denoise=denoise,

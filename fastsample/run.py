@@ -19,6 +19,7 @@ from . import ops as ops  # defines torch.ops.fastsample
 from . import row
 from .bank import Bank
 from .plan import STARTS
+from .reductions import Reductions
 
 if TYPE_CHECKING:
     from .plan import Call, Plan
@@ -118,6 +119,9 @@ class PlanRun:
         told = plan.t if plan.targets is None else np.stack([plan.t, plan.targets], axis=-1)
         t = torch.tensor(told, dtype=wide, device=x.device)
         self._t = t[:, None].expand(-1, len(x), *t.shape[1:]).contiguous().unbind(0)
+        self._reduce = Reductions.of(plan, x)
+        if self._reduce is not None and grad:
+            raise ValueError("grad: no gradient passes through thresholding or rescaled guidance")
         self._begin(x, start)
         self._prepared = [] if grad else self._prepare()
 
@@ -145,7 +149,7 @@ class PlanRun:
             yield from self._functional()
             return
         apply = torch.ops.fastsample.update_.default
-        table, late = self._device.table, callable(self._noise)
+        table, late, reduce = self._device.table, callable(self._noise), self._reduce
         for call, (ask, outs, terms, step, key, noise, places) in enumerate(self._prepared):
             told = yield ask
             if call == 0:
@@ -154,7 +158,10 @@ class PlanRun:
                 terms[term] = told if branch is None else told[branch]
             if late:
                 noise = self._noises(self.plan.table[call])[1]
-            apply(outs, terms, table, step, key, noise)
+            if reduce is None:
+                apply(outs, terms, table, step, key, noise)
+            else:
+                apply(outs, terms, *reduce(call, terms, table, step), key, noise)
             for term, _ in places:  # the outputs of old calls must not stay in memory
                 terms[term] = None
             del told

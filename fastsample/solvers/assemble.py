@@ -21,6 +21,8 @@ DEFAULTS: dict[str, Any] = {
     "time": "t",
     "input_scaling": "none",
     "clip": None,
+    "threshold": None,
+    "rescale": None,
     "sigma_data": 0.5,
     "init_sigma": None,
     "denoise": False,
@@ -40,13 +42,19 @@ def assemble(
     sigma_data = _positive("sigma_data", shared["sigma_data"])
     network = Network(prediction, shared["input_scaling"], sigma_data, path.rates, path.levels())
     limits = _limits(shared["clip"])
+    shared["threshold"] = _threshold(shared["threshold"], limits)
+    if shared["threshold"] is not None:  # the scale of each sample is found in the run
+        limits = (-1.0, 1.0)
     weights = _guidance(shared["guidance"], len(steps))
     times = _times(shared["time"], steps)
     kappas = [network.kappa(step.at) for step in steps]
     if not isinstance(shared["time"], str):
         shared["time"] = times
-    if limits is not None:  # JSON knows no infinity
-        shared["clip"] = [v if math.isfinite(v) else str(v) for v in limits]
+    shared["rescale"] = _rescale(shared["rescale"], weights)
+    if shared["clip"] is not None:
+        shared["clip"] = _finite(limits)
+    if shared["threshold"] is not None:
+        shared["threshold"] = _finite(shared["threshold"])
     if weights is not None:
         shared["guidance"] = weights[0] if len(set(weights)) == 1 else weights
 
@@ -181,6 +189,37 @@ def _limits(clip: Any) -> tuple[float, float] | None:
     if not lo < hi:
         raise ValueError(f"clip: got {clip!r}, allowed are None, r > 0 or (lo, hi) with lo < hi")
     return lo, hi
+
+
+def _finite(values: Sequence[float] | None) -> list[float | str]:
+    """Numbers as JSON, which knows no infinity."""
+    return [v if math.isfinite(v) else str(v) for v in values or ()]
+
+
+def _threshold(threshold: Any, limits: tuple[float, float] | None) -> tuple[float, float, float] | None:
+    """Ratio, floor and ceiling of dynamic thresholding."""
+    if threshold is None:
+        return None
+    if limits is not None:
+        raise ValueError("threshold: got clip too; x0_hat is limited one way")
+    try:
+        values = [float(v) for v in ((threshold,) if np.ndim(threshold) == 0 else threshold)]
+        ratio, low, high = (*values, *(1.0, math.inf)[len(values) - 1 :])
+    except (TypeError, ValueError):
+        raise ValueError(f"threshold: got {threshold!r}, allowed are None, a ratio, or (ratio, low, high)") from None
+    if not (0.0 <= ratio <= 1.0 and 0.0 < low <= high):
+        raise ValueError(f"threshold: got {threshold!r}, allowed are a ratio in [0, 1] and limits 0 < low <= high")
+    return ratio, low, high
+
+
+def _rescale(rescale: Any, weights: Sequence[float] | None) -> float | None:
+    if rescale is None:
+        return None
+    if weights is None:
+        raise ValueError("rescale: got no guidance; it rescales what guidance has made")
+    if not isinstance(rescale, (int, float)) or isinstance(rescale, bool) or not 0.0 <= rescale <= 1.0:
+        raise ValueError(f"rescale: got {rescale!r}, allowed are None and numbers in [0, 1]")
+    return float(rescale)
 
 
 def _guidance(guidance: Any, calls: int) -> list[float] | None:
