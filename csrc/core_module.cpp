@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include "core/brownian.h"
 #include "core/normal.h"
 #include "core/row.h"
 
@@ -13,6 +14,16 @@ using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 static py::array_t<uint32_t> words(uint64_t seed, uint64_t counter, py::ssize_t count) {
   py::array_t<uint32_t> out({count, py::ssize_t(4)});
   for (py::ssize_t c = 0; c < count; ++c) fs::philox_at(seed, counter + c, out.mutable_data(c, 0));
+  return out;
+}
+
+// Words of one counter and node of a Brownian tree: from the parts that are kept, and plainly.
+static py::array_t<uint32_t> node_words(uint64_t seed, uint64_t counter, uint64_t node) {
+  py::array_t<uint32_t> out({py::ssize_t(2), py::ssize_t(4)});
+  const uint32_t low = static_cast<uint32_t>(counter), high = static_cast<uint32_t>(counter >> 32);
+  const auto kept = fs::words_of_counter(seed, low, high, fs::tag_of(node));
+  fs::philox_of_node(kept, fs::words_of_node(seed, node), seed, out.mutable_data(0, 0));
+  fs::philox_of_node_at(seed, counter, node, out.mutable_data(1, 0));
   return out;
 }
 
@@ -71,6 +82,8 @@ static py::array_t<S> apply_row(Array<double> row, Array<S> terms, Array<S> nois
 
 PYBIND11_MODULE(_core, m) {
   m.def("words", &words, py::arg("seed"), py::arg("counter"), py::arg("count"), "Philox words (count, 4) uint32");
+  m.def("node_words", &node_words, py::arg("seed"), py::arg("counter"), py::arg("node"),
+        "words (2, 4) uint32 of a node of a Brownian tree, computed in two ways");
   m.def("uniforms", &uniforms, py::arg("seed"), py::arg("counter"), py::arg("count"), "float32 uniforms in [0, 1)");
   m.def("normals", &normals<float>, py::arg("seed"), py::arg("counter"), py::arg("count"), "float32 normals");
   m.def("normals64", &normals<double>, py::arg("seed"), py::arg("counter"), py::arg("count"), "float64 normals");

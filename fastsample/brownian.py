@@ -36,7 +36,7 @@ def snap(x: float, tol: float) -> int:
 def combination(a: int, b: int, unit: float = 1.0) -> Query:
     """Nodes and weights of W(b) - W(a), ``a <= b`` in units of ``2^-DEPTH`` of an interval of length ``unit``.
 
-    The weights' squares sum to the time from ``a`` to ``b``; the order is that of the sum, deepest nodes first.
+    The weights' squares sum to the time from ``a`` to ``b``.  Numbers decrease: small weights are summed first.
     """
     if a == b:
         return [], []
@@ -46,7 +46,7 @@ def combination(a: int, b: int, unit: float = 1.0) -> Query:
         ends = sorted({t >> bits for t in (a, b) if t & ((1 << bits) - 1)})  # nodes that an end lies strictly inside of
         if not ends:
             break
-        for index in reversed(ends):
+        for index in ends:
             start, middle, end = index << bits, (2 * index + 1) << (bits - 1), (index + 1) << bits
             left = max(0, min(b, middle) - max(a, start))
             right = max(0, min(b, end) - max(a, middle))

@@ -144,7 +144,7 @@ def words(seed: Tensor, counter: Tensor, node: Tensor | None = None) -> Tensor:
         c2 = c3
     else:
         seed, counter, node = torch.broadcast_tensors(seed, counter, node)
-        c1, c2, c3 = node & _MASK, (node >> 32) | 0x80000000, (counter >> 32) & _MASK
+        c1, c2, c3 = node & _MASK, ((node >> 32) & _MASK) | 0x80000000, (counter >> 32) & _MASK
     c0 = counter & _MASK
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
