@@ -2,6 +2,7 @@
 
 from fastsample.solvers import consistency as consistency
 from fastsample.solvers import deis as deis
+from fastsample.solvers import dualfast as dualfast
 from fastsample.solvers import first_order, multistep
 from fastsample.solvers import forward_value as forward_value
 from fastsample.solvers import pndm as pndm

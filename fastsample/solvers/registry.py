@@ -17,7 +17,8 @@ class Solver:
 
     ``order``: order of convergence in the number of steps (strong order of the deterministic part).  ``nfe``: network
     calls per step.  ``options``: names and defaults.  ``ends``: what its path may be: ``"clean"`` (to sigma = 0),
-    ``"noisy"`` (to sigma > 0 only) or ``"inverse"`` (from data to noise).
+    ``"noisy"`` (to sigma > 0 only) or ``"inverse"`` (from data to noise).  ``more``: of a solver that wraps another,
+    the further options (names and defaults) that belong to given ones.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Solver:
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     ends: str = "clean"
+    more: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 _solvers: dict[str, Solver] = {}
@@ -60,13 +62,16 @@ def find(name: str) -> Solver:
 
 def complete(solver: Solver, options: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults updated by ``options``.  Raises ``ValueError`` for a name that the solver does not have."""
+    known = dict(solver.options)
+    if solver.more is not None:
+        known.update(solver.more({**known, **options}))
     for name in options:
-        if name not in solver.options:
-            close = difflib.get_close_matches(name, solver.options, n=1)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            allowed = ", ".join(sorted(solver.options)) or "none"
+            allowed = ", ".join(sorted(known)) or "none"
             raise ValueError(f"option: {solver.name!r} has no option {name!r}, allowed are {allowed}{hint}")
-    return {**solver.options, **options}
+    return {**known, **options}
 
 
 def names() -> tuple[str, ...]:
