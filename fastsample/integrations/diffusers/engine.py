@@ -191,19 +191,40 @@ def apply(
     return outs
 
 
+def samples(batch: int, device: torch.device) -> Tensor:
+    """``0 .. B-1``: the steps of a table with a row per sample."""
+    found = _samples.get((batch, device))
+    if found is None:
+        with torch.inference_mode(False):
+            found = _samples[batch, device] = torch.arange(batch, device=device)
+    return found
+
+
+_samples: dict[tuple[int, torch.device], Tensor] = {}  # of the batch sizes in use
+
+
 def _thresholded(
     terms: list[Tensor], table: Tensor, step: Tensor, threshold: tuple[float, float, float]
 ) -> tuple[Tensor, Tensor]:
-    batch, device = len(terms[0]), table.device
-    if (batch, device) not in _samples:
-        with torch.inference_mode(False):
-            _samples[batch, device] = torch.arange(batch, device=device)
-    rows = torch.empty(batch, row.COLUMNS, dtype=torch.float64, device=device)
-    torch.ops.fastsample.threshold_.default(rows, terms, table, step, *threshold)
-    return _samples[batch, device], rows
+    if torch.is_grad_enabled() and any(x.requires_grad for x in terms):
+        rows = _differentiable_rows(terms, table[step], threshold)
+    else:
+        rows = torch.empty(len(terms[0]), row.COLUMNS, dtype=torch.float64, device=table.device)
+        torch.ops.fastsample.threshold_.default(rows, terms, table, step, *threshold)
+    return samples(len(terms[0]), table.device), rows
 
 
-_samples: dict[tuple[int, torch.device], Tensor] = {}  # 0 .. B-1, of the batch sizes in use
+def _differentiable_rows(terms: list[Tensor], one: Tensor, threshold: tuple[float, float, float]) -> Tensor:
+    """What ``threshold_`` writes, with a gradient through the quantile."""
+    ratio, low, high = threshold
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x in terms) else torch.float32
+    predict = [row.p(j) for j in range(row.MAX_TERMS)]
+    parts = [torch.where(one[c] == 0, 0.0, one[c] * x.to(dtype)) for c, x in zip(predict, terms, strict=False)]
+    s = torch.quantile(sum(parts, torch.zeros((), dtype=dtype)).abs().flatten(1), ratio, dim=1).clamp(low, high)
+    rows = one.expand(len(s), -1).clone()
+    rows[:, predict] = rows[:, predict] / s[:, None].double()
+    rows[:, row.LO], rows[:, row.HI] = -1.0, 1.0
+    return rows
 
 
 def ve_level(sigma: float, t: float = 0.0) -> Level:

@@ -12,6 +12,7 @@ import diffusers
 import diffusers.schedulers
 
 from .base import Fused
+from .guidance import rescale_noise_cfg
 
 # pipelines that build their scheduler anew, from a name they imported
 _BUILDERS = ("diffusers.pipelines.ddim.pipeline_ddim", "diffusers.pipelines.deprecated.pndm.pipeline_pndm")
@@ -65,7 +66,8 @@ def accelerate(pipe: Any, *, mode: str = "strict", noise: str = "torch", seed: i
     ``pipe``: a ``DiffusionPipeline``, or any object with schedulers as attributes (a policy, for example).  Every
     attribute whose class is a stock class that we have is replaced, second schedulers and those of pipelines inside the
     pipeline included.  The new scheduler has the configuration of the old one and stands where it stood, also in the
-    middle of a run.  Pipelines saved meanwhile load without this package.
+    middle of a run.  Pipelines saved meanwhile load without this package.  Where the module of the pipeline's class has
+    a ``rescale_noise_cfg``, the fused one takes its place, for all pipelines of that module.
     ``mode``, ``noise``, ``seed``: see ``Fused.use``.  A scheduler that is ours already only gets these.
 
     Returns an ``Undo``: call it, or use it in a ``with`` statement.  Raises ``ValueError`` if there is nothing to
@@ -101,6 +103,31 @@ def _accelerate(pipe: Any, undo: Undo, choice: dict[str, Any], seen: set[int]) -
             _swap(pipe, name, fused(value, known[type(value)]).use(**choice), undo)
         elif isinstance(value, diffusers.DiffusionPipeline) and id(value) not in seen:
             _accelerate(value, undo, choice, seen)
+    if isinstance(pipe, diffusers.DiffusionPipeline):
+        for path in dict.fromkeys(cls.__module__ for cls in type(pipe).__mro__):
+            _fuse_rescale(path, undo)
+
+
+_RESCALE = "rescale_noise_cfg"
+_users: dict[str, tuple[Any, int]] = {}  # module -> its own function, and how many pipelines hold the fused one there
+
+
+def _fuse_rescale(path: str, undo: Undo) -> None:
+    module = sys.modules.get(path)
+    if not hasattr(module, _RESCALE):
+        return
+    stock, users = _users.get(path, (getattr(module, _RESCALE), 0))
+    _users[path] = stock, users + 1
+    setattr(module, _RESCALE, rescale_noise_cfg)
+
+    def back() -> None:
+        stock, users = _users.pop(path)
+        if users > 1:
+            _users[path] = stock, users - 1
+        else:
+            setattr(module, _RESCALE, stock)
+
+    undo.add(f"{path}.{_RESCALE}", back)
 
 
 def _recall(scheduler: Fused) -> Callable[[], None]:
