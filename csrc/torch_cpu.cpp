@@ -1,9 +1,12 @@
 // The CPU implementation of the ops, against the libtorch stable ABI.
 #include "cpu/brownian.h"
 #include "cpu/isa.h"
+#include "cpu/rescale.h"
+#include "cpu/threshold_search.h"
 #include "cpu/update.h"
 #include "torch_args.h"
 #include "torch_brownian.h"
+#include "torch_reduce.h"
 
 namespace fs {
 
@@ -57,11 +60,110 @@ static void brownian_cpu(Tensor out, Tensor key, Tensor nodes, Tensor weights, T
   torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) { loop(a, begin, end); });
 }
 
+static void check_reduce(const ReduceArgs& a, const Tensor& rows, const Tensors& terms, const Tensor& table,
+                         const Tensor& step) {
+  for (const Tensor& x : terms) STD_TORCH_CHECK(x.is_cpu(), "terms: all must be on the CPU");
+  STD_TORCH_CHECK(rows.is_cpu() && table.is_cpu() && step.is_cpu(), "rows, table, step: must be on the CPU");
+  for (int64_t i = 0; i < (a.per_sample_step ? a.batch : a.batch > 0); ++i)
+    STD_TORCH_CHECK(a.step[i] >= 0 && a.step[i] < a.table_rows, "step: got ", a.step[i], ", allowed are 0..",
+                    a.table_rows - 1);
+}
+
+static const double* row_of(const ReduceArgs& a, int64_t sample) {
+  return a.table + a.step[a.per_sample_step ? sample : 0] * kColumns;
+}
+
+static ThresholdLoops threshold_loops() {
+#if defined(__x86_64__)
+  if (chosen_isa() == Isa::kAvx512) return {isa_avx512::threshold_pass, isa_avx512::threshold_found};
+  if (chosen_isa() == Isa::kAvx2) return {isa_avx2::threshold_pass, isa_avx2::threshold_found};
+#endif
+  return {isa_base::threshold_pass, isa_base::threshold_found};
+}
+
+// Samples [begin, end), each shared by `parts`.
+template <class S, class Parallel>
+static void threshold_samples(const ThresholdArgs& a, int64_t begin, int64_t end, int64_t parts,
+                              const Parallel& parallel) {
+  Search<S, Parallel> search(a, threshold_loops(), parts, parallel);
+  for (int64_t b = begin; b < end; ++b) {
+    const double q = a.numel > 0 ? search.quantile(b) : a.low, s = limit_scale(q, a.low, a.high);
+    for (int c = 0; c < kColumns; ++c) a.out[b * kColumns + c] = thresholded(row_of(a, b), c, s);
+  }
+}
+
+template <class S>
+static void threshold_all(const ThresholdArgs& a) {
+  const int64_t fewest = (a.numel >> 31) + 1;  // a part has at most 2^31 elements: 32 bits count them
+  const int64_t threads = torch::stable::get_num_threads();
+  const auto alone = [](int64_t parts, const auto& f) {
+    for (int64_t i = 0; i < parts; ++i) f(i);
+  };
+  if (a.batch * a.numel <= kGrain) return threshold_samples<S>(a, 0, a.batch, fewest, alone);
+  if (a.batch >= threads || a.numel < 2 * kGrain) {
+    const int64_t grain = a.numel < kGrain ? kGrain / a.numel : 1;
+    return torch::stable::parallel_for(
+        0, a.batch, grain, [&](int64_t begin, int64_t end) { threshold_samples<S>(a, begin, end, fewest, alone); });
+  }
+  const auto together = [](int64_t parts, const auto& f) {
+    torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) f(i);
+    });
+  };
+  const int64_t parts = threads < a.numel / kGrain ? threads : a.numel / kGrain;
+  threshold_samples<S>(a, 0, a.batch, parts > fewest ? parts : fewest, together);
+}
+
+static void threshold_cpu(Tensor rows, Tensors terms, Tensor table, Tensor step, double ratio, double low,
+                          double high) {
+  const ThresholdArgs a = make_threshold_args(rows, terms, table, step, ratio, low, high);
+  check_reduce(a, rows, terms, table, step);
+  a.wide ? threshold_all<double>(a) : threshold_all<float>(a);
+}
+
+static RescaleBlocks rescale_loop() {
+#if defined(__x86_64__)
+  if (chosen_isa() == Isa::kAvx512) return isa_avx512::rescale_blocks;
+  if (chosen_isa() == Isa::kAvx2) return isa_avx2::rescale_blocks;
+#endif
+  return isa_base::rescale_blocks;
+}
+
+static void rescale_cpu(Tensor rows, Tensors terms, Tensor table, Tensor step, int64_t cond, int64_t uncond,
+                        double guidance, double phi) {
+  const RescaleArgs a = make_rescale_args(rows, terms, table, step, cond, uncond, guidance, phi);
+  check_reduce(a, rows, terms, table, step);
+  const RescaleBlocks loop = rescale_loop();
+  const int64_t per_sample = (a.numel + kMomentBlock - 1) / kMomentBlock, all = a.batch * per_sample;
+  std::vector<Moments> blocks(all);
+  const auto some = [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t sample = begin / per_sample, last = (sample + 1) * per_sample, stop = last < end ? last : end;
+      loop(a, sample, begin - sample * per_sample, stop - sample * per_sample, blocks.data() + begin);
+      begin = stop;
+    }
+  };
+  constexpr int64_t kBlocks = kGrain / kMomentBlock;
+  if (all <= kBlocks)
+    some(0, all);
+  else
+    torch::stable::parallel_for(0, all, kBlocks, some);
+  for (int64_t b = 0; b < a.batch; ++b) {
+    Moments strands[kStrands] = {};
+    for (int64_t i = 0; i < per_sample; ++i) strands[i % kStrands] = strands[i % kStrands] + blocks[b * per_sample + i];
+    fold(strands, kStrands);
+    const double factor = rescale_factor(strands[0], a.numel, a.phi);
+    for (int c = 0; c < kColumns; ++c) a.out[b * kColumns + c] = rescaled(row_of(a, b), c, a.cond, a.uncond, factor);
+  }
+}
+
 }  // namespace fs
 
 STABLE_TORCH_LIBRARY_IMPL(fastsample, CPU, m) {
   m.impl("update_", TORCH_BOX(&fs::update_cpu));
   m.impl("brownian_", TORCH_BOX(&fs::brownian_cpu));
+  m.impl("threshold_", TORCH_BOX(&fs::threshold_cpu));
+  m.impl("rescale_", TORCH_BOX(&fs::rescale_cpu));
 }
 
 extern "C" __attribute__((visibility("default"))) const char* fastsample_cpu_isa() {

@@ -53,6 +53,7 @@ FS_HD U32 operator-(U32 a, U32 b) { return U32(_mm512_sub_epi32(a.v, b.v)); }
 FS_HD U32 operator<<(U32 a, int by) { return U32(_mm512_slli_epi32(a.v, by)); }
 FS_HD U32 shift_signed(U32 a, int by) { return U32(_mm512_srai_epi32(a.v, by)); }
 FS_HD F32 operator+(F32 a, F32 b) { return F32(_mm512_add_ps(a.v, b.v)); }
+FS_HD F32 operator-(F32 a, F32 b) { return F32(_mm512_sub_ps(a.v, b.v)); }
 FS_HD F32 operator*(F32 a, F32 b) { return F32(_mm512_mul_ps(a.v, b.v)); }
 FS_HD F32 fma(F32 a, F32 b, F32 c) { return F32(_mm512_fmadd_ps(a.v, b.v, c.v)); }
 FS_HD F32 sqrt_rn(F32 a) { return F32(_mm512_sqrt_ps(a.v)); }
@@ -108,6 +109,23 @@ FS_HD void store_chunks(float* p, const F32 z[4]) {
   _mm512_storeu_ps(p + 48, _mm512_shuffle_ps(b, d, 0xEE));
 }
 FS_HD void stream_f32(float* p, F32 x) { _mm512_stream_ps(p, x.v); }
+// Words below 2^31: the greater of two; the least of those above `hi`; counts of those at least `bound`; and those of
+// [lo, hi] stored side by side (up to a whole vector is written), with their number.
+FS_HD U32 load_words(const uint32_t* p) { return U32(_mm512_loadu_si512(p)); }
+FS_HD void store_words(uint32_t* p, U32 x) { _mm512_storeu_si512(p, x.v); }
+FS_HD U32 greater(U32 a, U32 b) { return U32(_mm512_max_epi32(a.v, b.v)); }
+FS_HD U32 least_above(U32 least, U32 x, U32 hi) {
+  return U32(_mm512_mask_min_epi32(least.v, _mm512_cmpgt_epi32_mask(x.v, hi.v), least.v, x.v));
+}
+FS_HD U32 count_at_least(U32 count, U32 x, U32 bound) {
+  const __mmask16 in = _mm512_cmpge_epi32_mask(x.v, bound.v);
+  return U32(_mm512_mask_sub_epi32(count.v, in, count.v, _mm512_set1_epi32(-1)));
+}
+FS_HD int64_t collect(U32 x, U32 lo, U32 hi, uint32_t* to) {
+  const __mmask16 in = _mm512_mask_cmple_epi32_mask(_mm512_cmpge_epi32_mask(x.v, lo.v), x.v, hi.v);
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(in, x.v));
+  return __builtin_popcount(in);
+}
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
@@ -132,6 +150,7 @@ FS_HD U32 operator-(U32 a, U32 b) { return U32(_mm256_sub_epi32(a.v, b.v)); }
 FS_HD U32 operator<<(U32 a, int by) { return U32(_mm256_slli_epi32(a.v, by)); }
 FS_HD U32 shift_signed(U32 a, int by) { return U32(_mm256_srai_epi32(a.v, by)); }
 FS_HD F32 operator+(F32 a, F32 b) { return F32(_mm256_add_ps(a.v, b.v)); }
+FS_HD F32 operator-(F32 a, F32 b) { return F32(_mm256_sub_ps(a.v, b.v)); }
 FS_HD F32 operator*(F32 a, F32 b) { return F32(_mm256_mul_ps(a.v, b.v)); }
 FS_HD F32 fma(F32 a, F32 b, F32 c) { return F32(_mm256_fmadd_ps(a.v, b.v, c.v)); }
 FS_HD F32 sqrt_rn(F32 a) { return F32(_mm256_sqrt_ps(a.v)); }
@@ -181,6 +200,27 @@ FS_HD void store_chunks(float* p, const F32 z[4]) {
   _mm256_storeu_ps(p + 24, _mm256_shuffle_ps(b, d, 0xEE));
 }
 FS_HD void stream_f32(float* p, F32 x) { _mm256_stream_ps(p, x.v); }
+FS_HD U32 load_words(const uint32_t* p) { return U32(_mm256_loadu_si256((const __m256i*)p)); }
+FS_HD void store_words(uint32_t* p, U32 x) { _mm256_storeu_si256((__m256i*)p, x.v); }
+FS_HD U32 greater(U32 a, U32 b) { return U32(_mm256_max_epi32(a.v, b.v)); }
+FS_HD U32 least_above(U32 least, U32 x, U32 hi) {
+  const __m256i in = _mm256_cmpgt_epi32(x.v, hi.v), none = _mm256_set1_epi32(INT32_MAX);
+  return U32(_mm256_min_epi32(least.v, _mm256_blendv_epi8(none, x.v, in)));
+}
+FS_HD U32 count_at_least(U32 count, U32 x, U32 bound) {
+  const __m256i below = _mm256_cmpgt_epi32(bound.v, x.v), one = _mm256_set1_epi32(1);
+  return U32(_mm256_add_epi32(count.v, _mm256_add_epi32(below, one)));
+}
+FS_HD int64_t collect(U32 x, U32 lo, U32 hi, uint32_t* to) {
+  const __m256i out = _mm256_or_si256(_mm256_cmpgt_epi32(lo.v, x.v), _mm256_cmpgt_epi32(x.v, hi.v));
+  unsigned in = ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(out))) & 0xffu;
+  if (in == 0) return 0;
+  uint32_t lanes[8];
+  _mm256_storeu_si256((__m256i*)lanes, x.v);
+  int64_t count = 0;
+  for (; in; in &= in - 1) to[count++] = lanes[__builtin_ctz(in)];
+  return count;
+}
 
 #else  // one lane; compilers for NEON vectorise what they can
 
@@ -203,6 +243,7 @@ FS_HD U32 operator-(U32 a, U32 b) { return U32(a.v - b.v); }
 FS_HD U32 operator<<(U32 a, int by) { return U32(a.v << by); }
 FS_HD U32 shift_signed(U32 a, int by) { return U32(fs::shift_signed(a.v, by)); }
 FS_HD F32 operator+(F32 a, F32 b) { return F32(a.v + b.v); }
+FS_HD F32 operator-(F32 a, F32 b) { return F32(a.v - b.v); }
 FS_HD F32 operator*(F32 a, F32 b) { return F32(a.v * b.v); }
 FS_HD F32 fma(F32 a, F32 b, F32 c) { return F32(fs::fma(a.v, b.v, c.v)); }
 FS_HD F32 sqrt_rn(F32 a) { return F32(fs::sqrt_rn(a.v)); }
@@ -223,6 +264,15 @@ FS_HD void store_chunks(float* p, const F32 z[4]) {
   for (int k = 0; k < 4; ++k) p[k] = z[k].v;
 }
 FS_HD void stream_f32(float* p, F32 x) { *p = x.v; }
+FS_HD U32 load_words(const uint32_t* p) { return U32(*p); }
+FS_HD void store_words(uint32_t* p, U32 x) { *p = x.v; }
+FS_HD U32 greater(U32 a, U32 b) { return U32(a.v > b.v ? a.v : b.v); }
+FS_HD U32 least_above(U32 least, U32 x, U32 hi) { return U32(x.v > hi.v && x.v < least.v ? x.v : least.v); }
+FS_HD U32 count_at_least(U32 count, U32 x, U32 bound) { return U32(count.v + (x.v >= bound.v)); }
+FS_HD int64_t collect(U32 x, U32 lo, U32 hi, uint32_t* to) {
+  *to = x.v;
+  return x.v >= lo.v && x.v <= hi.v;
+}
 
 #endif
 

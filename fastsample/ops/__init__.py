@@ -3,6 +3,8 @@
 from ..errors import BackendError
 from .brownian import brownian, brownian_
 from .library import use_backend
+from .rescale import rescale_
+from .threshold import threshold_
 from .update import update, update_
 
-__all__ = ["BackendError", "brownian", "brownian_", "update", "update_", "use_backend"]
+__all__ = ["BackendError", "brownian", "brownian_", "rescale_", "threshold_", "update", "update_", "use_backend"]

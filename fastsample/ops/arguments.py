@@ -64,11 +64,11 @@ def _check_memory(outs: Sequence[Tensor], terms: Sequence[Tensor], noise: Sequen
     for i, out in enumerate(outs):
         if out.numel() and any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
             raise ValueError(f"outs[{i}]: got an expanded tensor, whose elements share memory")
-        lo, hi = _span(out)
+        lo, hi = span(out)
         for name, x in [(f"outs[{j}]", y) for j, y in enumerate(outs) if j < i] + [
             (f"{kind}[{j}]", y) for kind, group in (("terms", terms), ("noise", noise)) for j, y in enumerate(group)
         ]:
-            other_lo, other_hi = _span(x)
+            other_lo, other_hi = span(x)
             if hi <= other_lo or other_hi <= lo:
                 continue
             same = (
@@ -80,7 +80,8 @@ def _check_memory(outs: Sequence[Tensor], terms: Sequence[Tensor], noise: Sequen
                 raise ValueError(f"outs[{i}]: overlaps the memory of {name}; an output may be exactly a term, or apart")
 
 
-def _span(x: Tensor) -> tuple[int, int]:
+def span(x: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte and of the one after the last; equal where there is no memory."""
     if x.numel() == 0 or x.is_meta:
         return 0, 0
     try:
