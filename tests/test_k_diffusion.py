@@ -68,7 +68,7 @@ def test_contract(name):
 
     def model(x, sigma, mark):
         assert mark == 3 and sigma.shape == (2,) and sigma.dtype == x.dtype
-        kept.setdefault(float(sigma[0]), x.clone())
+        kept[float(sigma[0])] = x.clone()
         return shrink(x, sigma)
 
     def callback(info):

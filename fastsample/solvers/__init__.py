@@ -3,12 +3,14 @@
 from fastsample.solvers import consistency as consistency
 from fastsample.solvers import deis as deis
 from fastsample.solvers import dualfast as dualfast
+from fastsample.solvers import edm as edm
 from fastsample.solvers import first_order, multistep
 from fastsample.solvers import forward_value as forward_value
 from fastsample.solvers import pndm as pndm
 from fastsample.solvers import rho_rk as rho_rk
 from fastsample.solvers import sa as sa
 from fastsample.solvers import unipc as unipc
+from fastsample.solvers import usf as usf
 from fastsample.solvers.registry import Solver, add, describe, find, names, solvers
 
 __all__ = ["Solver", "add", "describe", "find", "first_order", "multistep", "names", "solvers"]

@@ -39,7 +39,7 @@ def ancestral_noise(start: Level, end: Level, eta: float = 1.0) -> float:
     return eta * end.sigma * math.sqrt(-math.expm1(-2.0 * step_size(start, end)))
 
 
-def _pairs(path: Path, name: str, reverse: bool = False) -> list[tuple[int, Level, Level]]:
+def pairs(path: Path, name: str, reverse: bool = False) -> list[tuple[int, Level, Level]]:
     if path.reverse != reverse:
         way = "from data to noise; see Path.reversed()" if reverse else "from noise to data"
         raise ValueError(f"path: {name!r} runs {way}, got a path the other way")
@@ -54,14 +54,14 @@ def ddim(path: Path, *, eta: float, use_clipped: bool) -> list[Step]:
         identity(i, start)
         if same(start, end)
         else transfer(i, start, end, ancestral_noise(start, end, eta), keep_raw=not use_clipped)
-        for i, start, end in _pairs(path, "ddim")
+        for i, start, end in pairs(path, "ddim")
     ]
 
 
 def ddim_inverse(path: Path) -> list[Step]:
     """DDIM towards noise: eps_hat is asked on the cleaner state, at the time of the noisier level it goes to."""
     steps = []
-    for i, start, end in _pairs(path, "ddim-inverse", reverse=True):
+    for i, start, end in pairs(path, "ddim-inverse", reverse=True):
         at = Level(start.alpha, start.sigma, end.t)
         a = 1.0 if same(start, end) else end.alpha / start.alpha
         b = 0.0 if same(start, end) else end.sigma - a * start.sigma
@@ -73,7 +73,7 @@ def ddpm(path: Path, *, variance: str) -> list[Step]:
     """Ancestral sampling; ``variance``: "small" (posterior) or "large" (that of the forward step, VP: beta)."""
     check_choice("variance", variance, ("small", "large"))
     steps = []
-    for i, start, end in _pairs(path, "ddpm"):
+    for i, start, end in pairs(path, "ddpm"):
         if same(start, end):
             steps.append(identity(i, start))
             continue
@@ -92,25 +92,37 @@ def euler(path: Path, *, s_churn: float, s_tmin: float, s_tmax: float, s_noise: 
     Churn raises the level to (1 + gamma) sigma before the call, gamma = min(s_churn/N, sqrt(2) - 1) for s_tmin <=
     sigma/alpha <= s_tmax.  ``renoise`` goes to clean data and back to sigma' with fresh noise in every step.
     """
-    check_range("s_churn", s_churn, 0.0)
-    check_range("s_tmin", s_tmin, 0.0)
-    check_range("s_noise", s_noise, 0.0)
-    if not isinstance(s_tmax, (int, float)) or not s_tmax >= s_tmin:
-        raise ValueError(f"s_tmax: got {s_tmax!r}, allowed are numbers >= s_tmin = {s_tmin}")
-    gamma = min(s_churn / path.steps, math.sqrt(2.0) - 1.0)
-    ve = bool((path.alpha > 0).all()) and bool((path.t == path.rho).all())
+    churn = Churn(path, s_churn, s_tmin, s_tmax, s_noise)
     steps = []
-    for i, start, end in _pairs(path, "euler"):
-        lift = 0.0
-        if gamma > 0 and s_tmin <= start.rho <= s_tmax:
-            # t is known at the raised level only where t is sigma/alpha; elsewhere the call must not be told t
-            up = (1.0 + gamma) * start.sigma
-            lift = s_noise * start.sigma * math.sqrt(gamma * (2.0 + gamma))
-            start = Level(start.alpha, up, up / start.alpha if ve else math.nan)
+    for i, start, end in pairs(path, "euler"):
+        start, lift = churn(start)
         c = end.sigma if renoise else 0.0
         step = identity(i, start) if same(start, end) else transfer(i, start, end, c)
         steps.append(Step(i, start, step.a, step.b, step.c, lift=lift))
     return steps
+
+
+class Churn:
+    """Where a step starts after churn, and the noise that brings the state there (``Step.lift``)."""
+
+    def __init__(self, path: Path, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> None:
+        check_range("s_churn", s_churn, 0.0)
+        check_range("s_tmin", s_tmin, 0.0)
+        check_range("s_noise", s_noise, 0.0)
+        if not isinstance(s_tmax, (int, float)) or not s_tmax >= s_tmin:
+            raise ValueError(f"s_tmax: got {s_tmax!r}, allowed are numbers >= s_tmin = {s_tmin}")
+        self.gamma = min(s_churn / path.steps, math.sqrt(2.0) - 1.0)
+        self.low, self.high, self.s_noise = s_tmin, s_tmax, s_noise
+        # t is known at the raised level only where t is sigma/alpha; elsewhere the call must not be told t
+        self.ve = bool((path.alpha > 0).all()) and bool((path.t == path.rho).all())
+
+    def __call__(self, start: Level) -> tuple[Level, float]:
+        """The raised level and the standard deviation of the noise."""
+        if not (self.gamma > 0 and self.low <= start.rho <= self.high):
+            return start, 0.0
+        up = (1.0 + self.gamma) * start.sigma
+        lift = self.s_noise * start.sigma * math.sqrt(self.gamma * (2.0 + self.gamma))
+        return Level(start.alpha, up, up / start.alpha if self.ve else math.nan), lift
 
 
 def euler_maruyama(path: Path, *, tau: float) -> list[Step]:
@@ -121,7 +133,7 @@ def euler_maruyama(path: Path, *, tau: float) -> list[Step]:
     """
     tau2 = check_range("tau", tau, 0.0) ** 2
     steps = []
-    for i, start, end in _pairs(path, "euler-maruyama"):
+    for i, start, end in pairs(path, "euler-maruyama"):
         if start.alpha == 0.0:
             raise ValueError("path: 'euler-maruyama' needs alpha > 0 (its drift is infinite at alpha = 0)")
         if same(start, end) or end.sigma == 0.0:
