@@ -16,7 +16,7 @@ from fastsample.path import Level, Path
 from fastsample.schedules import Schedule
 from fastsample.solvers.calculus import solve_nodes
 from fastsample.solvers.first_order import identity, same, transfer
-from fastsample.solvers.predictor_corrector import check_count, check_forward, usable
+from fastsample.solvers.predictor_corrector import check_count, check_forward, past
 from fastsample.solvers.registry import Solver, add, check_choice
 from fastsample.solvers.stages import Between
 from fastsample.solvers.step import Step
@@ -40,9 +40,9 @@ def adams_bashforth(path: Path, order: int, weights: Weights, x0_at_zero: bool =
         if start.alpha == 0.0 or (x0_at_zero and end.sigma == 0.0):
             steps.append(transfer(i, start, end))
             continue
-        past = usable(levels, i, range(i - 1, -1, -1))[: order - 1]
-        b = [0.0] * (1 + max((i - k for k in past), default=0))
-        for k, weight in zip((i, *past), weights(i, past), strict=True):
+        before = past(levels, i, order - 1)
+        b = [0.0] * (1 + max((i - k for k in before), default=0))
+        for k, weight in zip((i, *before), weights(i, before), strict=True):
             b[i - k] = weight
         steps.append(Step(i, start, end.alpha / start.alpha, tuple(b), form="eps"))
     return steps

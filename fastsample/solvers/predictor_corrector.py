@@ -56,14 +56,22 @@ def check_forward(path: Path) -> tuple[Level, ...]:
     return path.levels()
 
 
-def usable(levels: Sequence[Level], i: int, candidates: Iterable[int]) -> list[int]:
-    """The candidates whose levels differ from level i and from each other and are not infinitely far away."""
+def usable(levels: Sequence[Level], i: int, candidates: Iterable[int], count: int | None = None) -> list[int]:
+    """The first ``count`` candidates whose levels differ from level i and from each other and are not infinitely far
+    away."""
     found: list[int] = []
     for k in candidates:
+        if len(found) == count:
+            break
         gap = step_size(levels[i], levels[k])
         if math.isfinite(gap) and not any(same(levels[j], levels[k]) for j in (i, *found)):
             found.append(k)
     return found
+
+
+def past(levels: Sequence[Level], i: int, count: int) -> list[int]:
+    """The last ``count`` usable levels before level i, the nearest first."""
+    return usable(levels, i, range(i - 1, -1, -1), max(count, 0))
 
 
 def exponential(

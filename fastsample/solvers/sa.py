@@ -22,7 +22,7 @@ from fastsample.solvers.predictor_corrector import (
     first_order,
     from_noise,
     identity_move,
-    usable,
+    past,
 )
 from fastsample.solvers.registry import Solver, add, check_choice, check_range
 from fastsample.solvers.step import Step
@@ -87,16 +87,16 @@ def sa_solver(
         # while the orders rise the authors' program does not lower them
         lower = lower_order_final and i + 1 >= max(p, c - 1)
         most, most_c = (min(p, n - i), min(c, n - i + 1)) if lower else (p, c)
-        past = usable(levels, i, range(i - 1, -1, -1))
+        before = past(levels, i, max(most - 1, most_c - 2))
         tau2 = noise[i] ** 2
-        a, predict, strength = exponential(form, levels, i, past[: most - 1], two, tau2)
+        a, predict, strength = exponential(form, levels, i, before[: most - 1], two, tau2)
         correct = None
         possible = math.isfinite(step_size(start, end)) or two != "bh1"  # bh1 has no limit for an infinite step
         if c > 0 and possible and (i + 1 < n or more):
             if most_c == 1:  # the new value alone
                 correct = {i + 1: sum(exponential(form, levels, i, (), two, tau2)[1].values())}
             else:
-                correct = exponential(form, levels, i, [i + 1, *past[: most_c - 2]], two, tau2)[1]
+                correct = exponential(form, levels, i, [i + 1, *before[: most_c - 2]], two, tau2)[1]
         moves.append(Move(a, predict, strength, correct))
     return chain(path, moves, form, anchored=anchored, again=evaluate == "PECE", denoise=more)
 

@@ -19,7 +19,7 @@ from fastsample.solvers.predictor_corrector import (
     first_order,
     from_noise,
     identity_move,
-    usable,
+    past,
 )
 from fastsample.solvers.registry import Solver, add, check_choice
 from fastsample.solvers.step import Step
@@ -52,7 +52,7 @@ def unipc(
         form: what is interpolated: "x0" or "eps".
         corrector: "all" steps, the "first" alone (it lifts the order of any multistep predictor, whose first step is
             of first order, at no cost), or "none".
-        disable_corrector: steps that are not corrected.
+        disable_corrector: steps that are not corrected, counted from the start of this path.
         lower_order_final: order at most N - i.  A step to sigma = 0 is of first order in any case.
         anchored: for callers that edit the state between the calls (inpainting masks): every step restarts from the
             saved corrected state, as in stock programs.  One more tensor; the same numbers otherwise.
@@ -77,14 +77,14 @@ def unipc(
             moves.append(first_order(form, start, end, i))
             continue
         limit = min(order, n - i) if lower_order_final else order
-        past = usable(levels, i, range(i - 1, max(i - limit, -1), -1))
-        a, predict, _ = exponential(form, levels, i, past, two)
+        before = past(levels, i, limit - 1)
+        a, predict, _ = exponential(form, levels, i, before, two)
         correct = None
         wanted = i not in skipped and (corrector == "all" or (corrector == "first" and i == 0))
         # bh1 has no limit for an infinite step
         possible = math.isfinite(step_size(start, end)) or two != "bh1"
         if wanted and possible and i + 1 < n:
-            correct = exponential(form, levels, i, [i + 1, *past], two)[1]
+            correct = exponential(form, levels, i, [i + 1, *before], two)[1]
         moves.append(Move(a, predict, correct=correct))
     return chain(path, moves, form, anchored=anchored)
 
