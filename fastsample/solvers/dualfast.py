@@ -66,8 +66,8 @@ def _weights(c: Any, shape: str, path: Path, steps: Sequence[Step]) -> list[floa
     n = len(steps)
     if isinstance(c, (int, float)):
         c = check_range("c", c, -float("inf"))
-        ramps = {"const": lambda i: 1.0, "increasing": lambda i: i / max(n - 1, 1), "decreasing": lambda i: 1.0 - i / n}
-        values = [c * ramps[shape](i) for i in range(n)]
+        rise = {"const": (1.0, 0.0), "increasing": (0.0, 1.0 / max(n - 1, 1)), "decreasing": (1.0, -1.0 / n)}[shape]
+        values = [c * (rise[0] + rise[1] * i) for i in range(n)]
     else:
         try:
             values = [float(v) for v in c]

@@ -21,7 +21,7 @@ from itertools import pairwise
 from fastsample.path import Level, Path, step_size
 from fastsample.solvers.calculus import adams
 from fastsample.solvers.first_order import same
-from fastsample.solvers.predictor_corrector import check_count, check_flag, usable
+from fastsample.solvers.predictor_corrector import check_count, check_flag
 from fastsample.solvers.registry import Solver, add
 from fastsample.solvers.step import Mix, Step
 
@@ -40,7 +40,10 @@ def _lookahead(levels: tuple[Level, ...], k: int, order: int) -> Lookahead:
         return Lookahead(1.0, {})
     if start.alpha == 0.0:  # limit of the first lookahead: the guess is x / sigma and all of it is noise
         return Lookahead(0.0, {k: end.sigma})
-    past = usable(levels, k, range(k - 1, max(k - order, -1), -1))
+    past: list[int] = []  # a repeated level says nothing new, pure noise is infinitely far away
+    for m in range(k - 1, max(k - order, -1), -1):
+        if levels[m].alpha > 0.0 and not any(same(levels[j], levels[m]) for j in (k, *past)):
+            past.append(m)
     h = step_size(start, end)
     a, b, _ = adams("eps", start, end, [step_size(start, levels[m]) / h for m in past])
     return Lookahead(a, dict(zip((k, *past), b, strict=True)))
