@@ -100,7 +100,7 @@ static void threshold_all(const ThresholdArgs& a) {
     for (int64_t i = 0; i < parts; ++i) f(i);
   };
   if (a.batch * a.numel <= kGrain) return threshold_samples<S>(a, 0, a.batch, fewest, alone);
-  if (a.batch >= threads || a.numel < 2 * kGrain) {
+  if (a.batch >= threads || a.numel < 4 * kGrain) {
     const int64_t grain = a.numel < kGrain ? kGrain / a.numel : 1;
     return torch::stable::parallel_for(
         0, a.batch, grain, [&](int64_t begin, int64_t end) { threshold_samples<S>(a, begin, end, fewest, alone); });

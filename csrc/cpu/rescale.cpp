@@ -46,8 +46,9 @@ void blocks(const RescaleArgs& a, int64_t sample, int64_t begin, int64_t end, Mo
     const int64_t i0 = block * kMomentBlock, n = a.numel - i0 < kMomentBlock ? a.numel - i0 : kMomentBlock;
     const S* c = fetch<V>(a, a.cond, sample, i0, n, c_memory);
     const S* u = fetch<V>(a, a.uncond, sample, i0, n, u_memory);
-    for (int64_t i = n; i < kMomentBlock; ++i) c_memory[i] = c_first, u_memory[i] = u_first;  // adds nothing
-    for (int i = 0; i < kMomentBlock; i += Lane<V>::kWidth) {
+    const int64_t rounded = (n + kLanes - 1) / kLanes * kLanes;
+    for (int64_t i = n; i < rounded; ++i) c_memory[i] = c_first, u_memory[i] = u_first;  // adds nothing
+    for (int64_t i = 0; i < rounded; i += Lane<V>::kWidth) {
       V cv, uv;
       load<Kind::kAny>({const_cast<S*>(c), sizeof(S) == 8 ? DType::kF64 : DType::kF32}, i, cv);
       load<Kind::kAny>({const_cast<S*>(u), sizeof(S) == 8 ? DType::kF64 : DType::kF32}, i, uv);
@@ -55,7 +56,7 @@ void blocks(const RescaleArgs& a, int64_t sample, int64_t begin, int64_t end, Mo
     }
     for (int lane = 0; lane < kLanes; lane += kWide) {
       Doubles sc = {}, scc = {}, se = {}, see = {};
-      for (int i = lane; i < kMomentBlock; i += kLanes) {
+      for (int64_t i = lane; i < rounded; i += kLanes) {
         const Doubles dc = widen(c + i) - c_shift, de = widen(e + i) - e_shift;
         sc += dc, scc += dc * dc, se += de, see += de * de;
       }

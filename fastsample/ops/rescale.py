@@ -40,8 +40,8 @@ def rescale_(
 
     With ``c = terms[cond]``, ``u = terms[uncond]`` and ``e = u + guidance (c - u)``, the row is row ``step`` with the
     weights (``P`` and ``W``) of both terms multiplied by ``f = phi std(c) / std(e) + 1 - phi``.  The spreads are those
-    of a sample, unbiased as in ``torch.std``, from float64 sums in an order that depends on the size alone.  Exact where
-    the row takes c and u in the proportion ``guidance : 1 - guidance``, as guidance made of two terms does.
+    of a sample, unbiased as in ``torch.std``, from float64 sums in an order that depends on the size alone.  The factor
+    is meant for rows that take c and u in the proportion ``guidance : 1 - guidance``, as guidance of two terms does.
 
     ``rows``: ``(B, 48)`` float64.  ``terms``: 1 to 8 tensors ``(B, ...)``, each float32, bfloat16, float16 or float64,
     any strides; e is float32, or float64 if any term is.  ``table``: ``(N, 48)`` float64.  ``step``: int64 ``()`` or
@@ -122,10 +122,6 @@ def _triton_rescale_(*args: Any) -> None:
 
 
 add_backend("rescale_", reference=_reference_rescale_, triton=_triton_rescale_)
-lib.impl(
-    "rescale_",
-    functools.partial(reduce.no_gradient, torch.ops.fastsample.rescale_.default),
-    "Autograd",
-    with_keyset=True,
-)
+_autograd = functools.partial(reduce.no_gradient, torch.ops.fastsample.rescale_.default)
+lib.impl("rescale_", _autograd, "Autograd", with_keyset=True)
 torch.library.register_fake("fastsample::rescale_", lambda *args, **kwargs: None, lib=lib)

@@ -1,7 +1,7 @@
 """``fastsample::threshold_``: dynamic thresholding as a row per sample.
 
-Saharia et al. 2022 (Imagen), arXiv 2205.11487, section 2.3: the prediction is limited to [-s, s] and divided by s, where
-s is a quantile of its magnitudes in each sample.  Here the op finds s and writes the row that ``update_`` then applies.
+Saharia et al. 2022 (Imagen), arXiv 2205.11487, section 2.3: the prediction is limited to [-s, s] and divided by s, a
+quantile of its magnitudes in the sample.  Here the op finds s and writes the row that ``update_`` then applies.
 """
 
 from __future__ import annotations
@@ -127,10 +127,6 @@ def _triton_threshold_(*args: Any) -> None:
 
 
 add_backend("threshold_", reference=_reference_threshold_, triton=_triton_threshold_)
-lib.impl(
-    "threshold_",
-    functools.partial(reduce.no_gradient, torch.ops.fastsample.threshold_.default),
-    "Autograd",
-    with_keyset=True,
-)
+_autograd = functools.partial(reduce.no_gradient, torch.ops.fastsample.threshold_.default)
+lib.impl("threshold_", _autograd, "Autograd", with_keyset=True)
 torch.library.register_fake("fastsample::threshold_", lambda *args, **kwargs: None, lib=lib)
