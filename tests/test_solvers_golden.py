@@ -14,17 +14,17 @@ ORDER = {1: "1", 2: "2m", 3: "3m"}
 ALGORITHM = {"dpmsolver++": "dpmpp", "dpmsolver": "dpm", "sde-dpmsolver++": "sde-dpmpp", "sde-dpmsolver": "sde-dpm"}
 
 
-def check(case: Case, plan, start="x_T", end="x_0", draws=None) -> None:
+def check(case: Case, plan, start="x_T", end="x_0", draws=None, rtol=0.0, factor=1.0, times=0.0) -> None:
     if draws is None and "noise" in case:
 
         def draws(n):  # draw 0 is the start, which the recording gives
             return case["noise"][n - 1]
 
-    run = Replay(plan, case[start], case["eval_out"], draws or ())
+    run = Replay(plan, factor * case[start], case["eval_out"], draws or ())
     assert len(run.asked) == len(case["eval_x"])
-    np.testing.assert_allclose(run.asked, case["eval_x"], rtol=0, atol=1e-10)
-    np.testing.assert_allclose(run.x, case[end], rtol=0, atol=1e-10)
-    np.testing.assert_array_equal(plan.t[: len(case["eval_t"])], case["eval_t"])
+    np.testing.assert_allclose(run.asked, case["eval_x"], rtol=rtol, atol=1e-10)
+    np.testing.assert_allclose(run.x, case[end], rtol=rtol, atol=1e-10)
+    np.testing.assert_allclose(plan.t[: len(case["eval_t"])], case["eval_t"], rtol=times, atol=0)
 
 
 def table_path(case: Case, after: tuple[float, float], reverse: bool = False) -> Path:

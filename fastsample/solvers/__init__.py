@@ -9,6 +9,7 @@ from fastsample.solvers import forward_value as forward_value
 from fastsample.solvers import pndm as pndm
 from fastsample.solvers import rho_rk as rho_rk
 from fastsample.solvers import sa as sa
+from fastsample.solvers import singlestep as singlestep
 from fastsample.solvers import unipc as unipc
 from fastsample.solvers import usf as usf
 from fastsample.solvers.registry import Solver, add, describe, find, names, solvers

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from fastsample.path import Level, step_size
 
 SERIES = 2.0  # below this |argument| the recursions lose digits and the series is used
-VARIANTS = ("exact", "mid", "bh1", "3m", "3m-diffusers")
+VARIANTS = ("exact", "mid", "bh1", "3m", "3m-diffusers", "3s-diffusers")
 
 
 def phi(x: float, count: int) -> list[float]:
@@ -46,7 +46,7 @@ def moments(variant: str, count: int, form: str, h: float, tau2: float = 0.0) ->
 
     ``"exact"``; ``"mid"`` (two nodes: midpoint, "dpmsolver", bh2) has w_1 = w_0/2; ``"bh1"`` (two nodes) has w_1 = z/2;
     ``"3m"`` (three nodes) has half of the exact w_2, as the published third-order multistep does; ``"3m-diffusers"``
-    has its sign error on top.  One node has no choice.
+    has its sign error on top, ``"3s-diffusers"`` is the same error in the exact moments.  One node has no choice.
     """
     z = (1.0 + tau2) * h if form == "x0" else h
     if math.isinf(z):
@@ -67,6 +67,8 @@ def moments(variant: str, count: int, form: str, h: float, tau2: float = 0.0) ->
         return base
     if variant == "3m-diffusers" and count == 3:
         return [base[0], base[1], base[2] - 1.0]
+    if variant == "3s-diffusers" and count == 3:
+        return [base[0], base[1], 2.0 * (base[2] - 1.0)]
     raise ValueError(f"variant: {variant!r} does not exist for {count} nodes; allowed are {', '.join(VARIANTS)}")
 
 

@@ -112,24 +112,24 @@ def dpmpp_sde(path: Path, *, eta: float, s_noise: float, r: float, schedule: str
 
 
 def flow_heun(path: Path, *, anchored: bool) -> list[Step]:
-    """Heun's method in t on the velocity of a rectified flow, u = (x - x0) / sigma; the last step is Euler's."""
+    """Heun's method in t on the velocity u = eps - x0 of a rectified flow; the last step is Euler's.
+
+    Any other path is seen as one: x/(alpha + sigma) is the state of a rectified flow at t = sigma/(alpha + sigma).
+    """
     steps = []
     for i, start, end in pairs(path, "flow-heun"):
         if end.sigma == 0.0 or same(start, end):
             steps.append(identity(i, start) if same(start, end) else transfer(i, start, end))
             continue
-        dt = end.sigma - start.sigma
-        if not math.isclose(end.alpha - start.alpha, -dt, rel_tol=1e-9, abs_tol=1e-12):
-            raise ValueError("path: 'flow-heun' needs alpha + sigma = 1 (rectified flow)")
-        a, b = 1.0 + dt / start.sigma, -dt / start.sigma  # y = a x + b D_1
-        inner = Stage(end, a, [b])
-        half = 0.5 * dt
-        final = Stage(
-            end,
-            1.0 + half / start.sigma + half * a / end.sigma,
-            [-half / start.sigma + half * b / end.sigma, -half / end.sigma],
-        )
-        steps += stages(i, start, [inner], final, "x0", anchored)
+        size, scale = end.alpha + end.sigma, (end.alpha + end.sigma) / (start.alpha + start.sigma)
+        t, t_end = start.sigma / (start.alpha + start.sigma), end.sigma / size
+        gap = t_end - t  # u = (x - x0) / t
+        a, b = 1.0 + gap / t, -gap / t
+        inner = Stage(end, scale * a, [size * b])
+        half = 0.5 * gap
+        final = [-half / t + half * b / t_end, -half / t_end]
+        last = Stage(end, scale * (1.0 + half / t + half * a / t_end), [size * weight for weight in final])
+        steps += stages(i, start, [inner], last, "x0", anchored)
     return steps
 
 

@@ -65,12 +65,12 @@ def _rows(levels: Sequence[Level], document: Mapping[str, Any]) -> list[Step]:
     guessed, n = document["afs"] != "none", len(levels) - 1
     points: list[Point] = []
     rows: list[tuple[int, Sum]] = []  # level of the call, the new state
-    scale, correct = 1.0, None
+    scale, correct, depth = 1.0, None, max(_depth(step) for step in document["steps"])
     for i in range(n + 1):
         asked = not (i == 0 and guessed) and (i < n or correct is not None)
         if asked or i == 0:
             made: dict[str, Sum] = {form: {(form, i): 1.0} for form in ("eps", "x0")} if asked else _guess(levels[0])
-            points.append(Point(levels[i], {"X": 1.0}, made))
+            points = [*points, Point(levels[i], {"X": 1.0}, made)][-depth:]
         state: Sum = {"X": 1.0}
         if correct is not None:
             state = _moved(points, correct, levels[i])
@@ -91,6 +91,12 @@ def _rows(levels: Sequence[Level], document: Mapping[str, Any]) -> list[Step]:
     if not rows:
         raise ValueError("afs: a run of one step without a corrector would never ask its network")
     return _steps(levels, rows, scale)
+
+
+def _depth(step: Mapping[str, Any]) -> int:
+    """How many of the newest points the updates of a step look at."""
+    updates = [step, *([step["corrector"]] if step["corrector"] else [])]
+    return max(-j for u in updates for j in (u["start"], *(p for item in u["derivatives"] for p in item["points"])))
 
 
 def _guess(level: Level) -> dict[str, Sum]:

@@ -36,6 +36,8 @@ def known(name: str, steps: int, *, form: str | None = None, lower_order_final: 
 
     Orders rise over the first steps and, with ``lower_order_final``, fall over the last ones.  The singlestep solvers
     count every sub-step as a step (their paths hold the inner levels); what is left over is of lower order.
+    As in the authors' program correctors are never relaxed: "unipc-...-bh1" and "-bh2" differ from the solver "unipc"
+    in the corrector of their first-order steps ("-exact" does not).
     Raises ``ValueError`` for other names.
     """
     if name not in KNOWN:
