@@ -50,6 +50,11 @@ def usf(path: Path, *, schedule: str | Mapping[str, Any], afs: str | None) -> li
     document = known(schedule, path.steps) if isinstance(schedule, str) else load(schedule)
     if afs is not None:
         document = check({**document, "afs": afs})
+    if document["afs"] == "average-x0":
+        raise ValueError(
+            "afs: 'average-x0' starts from the mean of the data, one number per element, which a row does not have; "
+            "pass afs='none' and a network that answers its first call with that mean as x0_hat"
+        )
     if len(document["steps"]) != path.steps:
         raise ValueError(f"schedule: has {len(document['steps'])} steps, the path has {path.steps}")
     if path.reverse or path.alpha[0] == 0.0:
@@ -96,7 +101,8 @@ def _rows(levels: Sequence[Level], document: Mapping[str, Any]) -> list[Step]:
 def _depth(step: Mapping[str, Any]) -> int:
     """How many of the newest points the updates of a step look at."""
     updates = [step, *([step["corrector"]] if step["corrector"] else [])]
-    return max(-j for u in updates for j in (u["start"], *(p for item in u["derivatives"] for p in item["points"])))
+    numbers = [j for u in updates for item in u["derivatives"] for j in item["points"]]
+    return -min(int(j) for j in (*numbers, *(u["start"] for u in updates)))
 
 
 def _guess(level: Level) -> dict[str, Sum]:

@@ -2,7 +2,7 @@
 
     {"format": "fastsample usf schedule", "version": 1,
      "timesteps": null or [noisy, ..., clean],            steps + 1 numbers, see ``make_path``
-     "afs": "none" or "zero-x0",                          the first call is replaced by a guess
+     "afs": "none", "zero-x0" or "average-x0",            the first call is replaced by a guess
      "steps": [{"form": "x0" or "eps", "order": 2, "start": -1,
                 "derivatives": [{"points": [-2], "relaxation": null, "coefficient": 0.0}],
                 "corrector": null or "pseudo" or {"order": 3, "start": -2, "derivatives": [...]}}]}
@@ -130,13 +130,8 @@ def check(content: Mapping[str, Any]) -> Document:
         if len(times) != len(steps) + 1 or not all(math.isfinite(t) for t in times):
             raise ValueError(f"timesteps: got {len(times)} numbers for {len(steps)} steps, allowed are steps + 1")
     afs = content.get("afs", "none")
-    if afs == "average-x0":
-        raise ValueError(
-            "afs: 'average-x0' starts from the mean of the data, one number per element, which a row does not have; "
-            "use 'none' with a network that answers its first call with that mean as x0_hat"
-        )
-    if afs not in ("none", "zero-x0"):
-        raise ValueError(f"afs: got {afs!r}, allowed are none, zero-x0")
+    if afs not in ("none", "zero-x0", "average-x0"):
+        raise ValueError(f"afs: got {afs!r}, allowed are none, zero-x0, average-x0")
     checked = [_step(i, step) for i, step in enumerate(steps)]
     more = {"skip_coefficients": list(content["skip_coefficients"])} if "skip_coefficients" in content else {}
     return {"format": FORMAT, "version": VERSION, "timesteps": times, "afs": afs, "steps": checked, **more}
