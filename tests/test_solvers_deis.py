@@ -249,6 +249,8 @@ def test_what_cannot_run():
     make_plan("rho-heun-2", odd)  # its stage lies at a level of the path
     with pytest.raises(ValueError, match="known at the levels of the path"):
         make_plan("rho-rk4", make_path(VP, "log-snr", 4), prediction="flow")
+    with pytest.raises(ValueError, match="schedule: got 'flow', whose alpha"):
+        make_plan("rho-rk4", make_path(VP, "log-snr", 4), schedule="flow")
     with pytest.raises(ValueError, match="schedule: got 'vpp'"):
         make_plan("rho-rk4", make_path(VP, "log-snr", 4), schedule="vpp")
     for name in ("lms", "deis", "deis-tab", "ipndm", "rho-rk4"):

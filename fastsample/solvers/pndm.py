@@ -106,7 +106,8 @@ def _middles(path: Path, middles: Middles | None, schedule: str | None) -> list[
                 continue
             lam = 0.5 * (here.lam + there.lam)
             if between.schedule is not None:
-                lam = float(between.schedule.lam(0.5 * (here.t + there.t)))
+                times = between.schedule.t_of_lam([here.lam, there.lam])
+                lam = float(between.schedule.lam(0.5 * times.sum()))
             found.append((between(i, lam),) * 2)
         return found
     try:

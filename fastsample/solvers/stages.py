@@ -22,7 +22,7 @@ class Between:
     path's own levels obey (alpha^2 + sigma^2 = 1, alpha = 1 or alpha + sigma = 1); t is exact where it is
     proportional to sigma/alpha or sigma, and else interpolated through the path's nearest four levels.
 
-    Raises ``ValueError`` for a path that obeys none of these laws.
+    Raises ``ValueError`` for a path that obeys none of these laws, and for a schedule whose levels are others.
     """
 
     def __init__(self, path: Path, schedule: str | Schedule | None = None) -> None:
@@ -32,6 +32,11 @@ class Between:
         laws = {"vp": np.hypot(alpha, sigma) - 1.0, "ve": alpha - 1.0, "flow": alpha + sigma - 1.0}
         fitting = [law for law, gap in laws.items() if (np.abs(gap) < CLOSE).all()]
         self.law = fitting[0] if fitting else ""
+        self._finite = [k for k, level in enumerate(self.levels) if math.isfinite(level.lam)]
+        if self.schedule is not None:
+            made, _ = self.schedule.levels(path.lam[self._finite])
+            if not np.allclose(made, alpha[self._finite], rtol=1e-6, atol=1e-12):
+                raise ValueError(f"schedule: got {schedule!r}, whose alpha at the path's log-SNR is another")
 
     def __call__(self, i: int, lam: float) -> Level:
         """The level of half log-SNR ``lam`` in step i."""
@@ -63,8 +68,8 @@ class Between:
         if not math.isfinite(start.lam + end.lam):  # no log-SNR at one end: along the smaller of rho and 1/rho
             where = [math.exp(-v) if math.isinf(end.lam) else math.exp(v) for v in (start.lam, lam, end.lam)]
             return start.t + (end.t - start.t) * (where[1] - where[0]) / (where[2] - where[0])
-        finite = [k for k, level in enumerate(self.levels) if math.isfinite(level.lam)]
-        first = min(max(finite.index(i) - 1, 0), max(len(finite) - 4, 0))
+        finite = self._finite
+        first = min(max(i - finite[0] - 1, 0), max(len(finite) - 4, 0))  # only ends of a path are infinite
         near: list[Level] = []
         for k in finite[first : first + 4]:
             if not near or self.levels[k].lam != near[-1].lam:
