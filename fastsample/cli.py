@@ -1,4 +1,4 @@
-"""The command ``fastsample``: sample, compare, plan, solvers, info.
+"""The command ``fastsample``: sample, compare, plan, solvers, info, doctor.
 
 Mistakes of the user end in one line on stderr that says what to do, and exit code 2; ``--traceback`` shows the rest.
 """
@@ -158,6 +158,20 @@ def info() -> int:
     from .info import main as show
 
     return show()
+
+
+@cli.command()
+@click.option("--audit", metavar="SCHEDULER", required=True, help="Ours (X), theirs (diffusers.X), or all.")
+@click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="For the class or its step.")
+@click.option("--steps", type=int, default=10, show_default=True, help="Steps of the run.")
+@click.option("--shape", default="2,4,64,64", show_default=True, help="Shape of the state.")
+@click.option("--dtype", type=click.Choice(_DTYPES), default="float16", show_default=True, help="Of the state.")
+@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+def doctor(audit: str, options: Sequence[str], steps: int, shape: str, dtype: str, traceback: bool) -> None:
+    """Count reads, copies and launches per step of a diffusers scheduler; needs no accelerator."""
+    from .integrations.diffusers.audit import run
+
+    run(audit, _options(options), steps, _numbers("--shape", shape), dtype, say=click.echo)
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:

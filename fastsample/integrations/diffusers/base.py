@@ -84,8 +84,9 @@ class Fused:
         return made
 
     def use(self: Self, *, mode: str | None = None, noise: str | None = None, seed: int | None = None) -> Self:
-        """Choose ``mode``, ``noise`` and the ``seed`` of counter noise (default: that of the caller's generator, or
-        one from torch's global generator).  Call before ``set_timesteps``.  Raises ``ValueError`` for another name."""
+        """Choose ``mode``, ``noise`` and the ``seed`` of counter noise (default: the first seed of the caller's
+        generator, or in every run a new one from torch's global generator).  Call before ``set_timesteps``.
+        Raises ``ValueError`` for another name."""
         for name, value, allowed in (("mode", mode, MODES), ("noise", noise, NOISES)):
             if value is not None and value not in allowed:
                 raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
@@ -118,17 +119,25 @@ class Fused:
         """Keys of the rows of a run from the first step on."""
         return range(len(grid.times))
 
+    def _places(self) -> Sequence[int]:
+        """What the steps of a run are called in keys."""
+        return range(len(self._times))
+
+    def _family(self, key: Any) -> Sequence[Hashable]:
+        """Keys that a run which asks for ``key`` will ask for too: new options of ``step`` cost one copy, not many."""
+        return [(place, *key[1:]) for place in self._places()] if isinstance(key, tuple) else self._places()
+
     @staticmethod
     def _recipe(grid: Grid, key: Any) -> Recipe:
         """The row of one step."""
         raise NotImplementedError
 
-    def _rows(self) -> Rows:
+    def _rows(self, grid: Grid | None = None) -> Rows:
         bound = self._bound
         sigmas, times = self.__dict__.get("sigmas"), self.__dict__["timesteps"]
         if bound is not None and bound[0] is sigmas and bound[1] is times:
             return bound[2]
-        grid = self._grid()
+        grid = grid or self._grid()
         words = tuple(sorted((k, repr(v)) for k, v in grid.config.items()))
         signature = (type(self), self.mode, words, grid.times, grid.sigmas, grid.extra)
         recipe = type(self)._recipe
@@ -138,12 +147,15 @@ class Fused:
 
     def _begin_run(self, device: Any = None) -> None:
         """Call at the end of ``set_timesteps``: all rows of a run are made and on the device before its first step."""
-        self._bound = self._keys = None
-        rows = self._rows()
+        self._bound = None
+        if self.seed is None:
+            self._keys = None
+        grid = self._grid()
+        rows = self._rows(grid)
         device = torch.device("cpu") if device is None else torch.device(device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
-        rows.prepare(self._first_keys(self._grid()), device)
+        rows.prepare(self._first_keys(grid), device)
 
     def _take(
         self,
@@ -160,7 +172,7 @@ class Fused:
         if bound is None or bound[0] is not own.get("sigmas") or bound[1] is not own["timesteps"]:
             self._rows()
             bound = self._bound
-        found = bound[2].find(key, sample.device)  # type: ignore[index]
+        found = bound[2].find(key, sample.device, self._family)  # type: ignore[index]
         return apply(found, [sample, model_output, *memory], dtypes, noise, counter)
 
     # --- noise
@@ -177,9 +189,8 @@ class Fused:
         made_for = (len(like), like.device, generator if not isinstance(generator, list) else tuple(generator))
         if self._keys is None or self._keys[0] != made_for:
             if self.seed is not None or generator is None:
-                if self.seed is None:
-                    self.seed = int(torch.randint(2**62, (), dtype=torch.int64))
-                keys = noise_module.keys(self.seed, len(like), device=like.device)
+                seed = int(torch.randint(2**62, (), dtype=torch.int64)) if self.seed is None else self.seed
+                keys = noise_module.keys(seed, len(like), device=like.device)
             elif isinstance(generator, list):
                 seeds = [g.initial_seed() for g in generator] * (len(like) if len(generator) == 1 else 1)
                 keys = noise_module.keys(seeds, len(like), device=like.device)

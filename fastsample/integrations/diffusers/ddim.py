@@ -39,6 +39,9 @@ class Tabled(Fused):
     def _first_keys(self, grid: Grid) -> Sequence[Hashable]:
         return [int(t) for t in grid.times]
 
+    def _places(self) -> Sequence[int]:
+        return [int(t) for t in self._times]
+
 
 def squared(grid: Grid, t: int) -> float:
     """``alphas_cumprod`` of a time; below the table its clean end."""

@@ -61,6 +61,9 @@ class Multistep(Fused):
         begin = self.begin_index or 0
         return [(i, begin) for i in range(begin, len(grid.times))]
 
+    def _family(self, key: tuple[int, int]) -> Sequence[Hashable]:
+        return [(i, key[1]) for i in range(key[0], len(self._times))]
+
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Where the run begins; its rows are made here."""
         self._begin_index = begin_index

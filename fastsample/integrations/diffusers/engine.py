@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,18 +105,22 @@ class Rows:
         A row that cannot be made is left out, and its error is raised by the step that needs it, as in diffusers.
         """
         for key in keys:
-            with contextlib.suppress(ValueError, NotImplementedError, ArithmeticError):
+            with contextlib.suppress(Exception):
                 self._place(key)
         for known in {*self._seen, *([] if device is None else [device])}:
             if known not in self._devices:
                 self._on(known)
 
-    def find(self, key: Hashable, device: torch.device) -> tuple[Tensor, Tensor, Recipe]:
-        """``(table, step, recipe)`` of a row on a device."""
+    def find(
+        self, key: Hashable, device: torch.device, family: Callable[[Any], Sequence[Hashable]]
+    ) -> tuple[Tensor, Tensor, Recipe]:
+        """``(table, step, recipe)`` of a row on a device.  A new row is made together with its ``family(key)``."""
         if device != self._last:
             self._last, self._found = device, {}
         found = self._found.get(key)
         if found is None:
+            if key not in self._places:
+                self.prepare(family(key))
             place = self._place(key)
             table, steps = self._devices.get(device) or self._on(device)
             found = self._found[key] = (table, steps[place], self.recipes[place])
@@ -157,6 +161,18 @@ def rows_for(signature: Hashable, make: Callable[[Any], Recipe]) -> Rows:
     else:
         _tables.move_to_end(signature)
     return rows
+
+
+@contextlib.contextmanager
+def own_tables() -> Iterator[None]:
+    """Rows and tables made in this block are not kept, and those of before are not seen."""
+    global _tables, _samples
+    before = _tables, _samples
+    _tables, _samples = OrderedDict(), {}
+    try:
+        yield
+    finally:
+        _tables, _samples = before
 
 
 def apply(

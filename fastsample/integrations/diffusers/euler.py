@@ -22,7 +22,7 @@ from fastsample.solvers.step import Step
 
 from .base import Fused, Generators, Grid
 from .engine import Recipe, flow_level, ve_level
-from .scaled import Scaled
+from .scaled import Ahead
 
 logger = logging.get_logger(__name__)
 _WHOLE = (torch.int64, torch.int32)
@@ -89,7 +89,7 @@ def _churned(grid: Grid, key: Any, network: Network, kappa: Any) -> Recipe:
     )
 
 
-class _ChurnedEuler(Scaled):
+class _ChurnedEuler(Ahead):
     """Euler in a VE state with optional churn."""
 
     _result: Any
@@ -187,7 +187,7 @@ class EDMEulerScheduler(_ChurnedEuler, diffusers.EDMEulerScheduler):  # type: ig
         return super().step(model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict)
 
 
-class EulerAncestralDiscreteScheduler(Scaled, diffusers.EulerAncestralDiscreteScheduler):  # type: ignore[misc]
+class EulerAncestralDiscreteScheduler(Ahead, diffusers.EulerAncestralDiscreteScheduler):  # type: ignore[misc]
     """Fused ``diffusers.EulerAncestralDiscreteScheduler``; see its documentation, and ``Fused`` for what is added."""
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from .base import Fused
+from .base import Fused, Grid
 
 
 class Scaled(Fused):
@@ -51,3 +52,11 @@ class Scaled(Fused):
         state = super().__getstate__()
         state.pop("_ahead", None)
         return state
+
+
+class Ahead(Scaled):
+    """Mixin for classes whose ``step`` writes the scaled copy: row ``(index, "ahead")``, else row ``index``."""
+
+    def _first_keys(self, grid: Grid) -> Sequence[Hashable]:
+        steps = range(len(grid.times))
+        return [*steps, *((i, "ahead") for i in steps[:-1])]
