@@ -184,3 +184,13 @@ def test_ctm_tells_both_times_in_one_unit():
     plan = make_plan("ctm", path, gamma=0.6, variant="paper", time="sigma")
     np.testing.assert_allclose(plan.t, path.rho[:-1], rtol=1e-15)
     np.testing.assert_allclose(plan.targets, 0.8 * path.rho[1:], rtol=1e-14)
+
+
+def test_the_boundary_of_lcm_follows_the_unit_of_time():
+    """10 per row of a table of 1000 rows, however the rows are told; none where t is sigma/alpha."""
+    rows = lcm_path(DiscreteVP.linear(), 4)
+    unit = Path(rows.alpha, rows.sigma, rows.t / 1000)
+    tables = [make_plan("lcm", p, prediction="x0").table[:, :32] for p in (rows, unit)]
+    np.testing.assert_allclose(*tables, rtol=1e-13)
+    assert make_plan("lcm", rows, prediction="x0").table[3, 1] == pytest.approx(0.25 / (2590.0**2 + 0.25), rel=1e-12)
+    assert not make_plan("lcm", VE, prediction="x0").table[:, 1].any()

@@ -64,24 +64,27 @@ def _at(rho: float, level: Level) -> Level:
     return Level(alpha, alpha * rho, rho if abs(level.t - level.rho) <= 1e-9 * level.rho else math.nan)
 
 
-def lcm(path: Path, *, timestep_scaling: float | None, sigma_data: float, record: bool) -> list[Step]:
+def lcm(path: Path, *, timestep_scaling: float | str | None, sigma_data: float, record: bool) -> list[Step]:
     """Latent consistency model: to d = c_skip x + c_out x0_hat, then noise of the next level.
 
     Args:
-        timestep_scaling: c_skip and c_out are EDM's at sigma = timestep_scaling * t, t the path's own (rows of a
-            1000-row table: 10).  None: d = x0_hat (flow networks).
+        timestep_scaling: c_skip and c_out are EDM's at sigma = timestep_scaling * t, t the path's own.  None: d =
+            x0_hat (flow networks).  "auto": 10 per row of a table of 1000, which is 10000 where t runs from 0 to 1,
+            and None where t is sigma/alpha.
         sigma_data: of these scalings.
         record: keep d of every call in a slot "jump".
     """
     sigma_data = check_range("sigma_data", sigma_data, 1e-300)
-    if timestep_scaling is not None:
-        check_range("timestep_scaling", timestep_scaling, 0.0)
+    if timestep_scaling == "auto":
+        told = path.levels()[0]
+        timestep_scaling = None if told.t == told.rho else 10.0 if told.t > 1.0 else 1e4
+    factor = None if timestep_scaling is None else check_range("timestep_scaling", timestep_scaling, 0.0)
     _flag("record", record)
     steps = []
     for i, start, end in _pairs(path, "lcm"):
         skip, out = 0.0, 1.0
-        if timestep_scaling is not None:
-            s = timestep_scaling * start.t
+        if factor is not None:
+            s = factor * start.t
             skip, out = sigma_data**2 / (s * s + sigma_data**2), s / math.hypot(s, sigma_data)
         keep: dict[str, Mix] = {"jump": {"x": skip, 0: out}} if record else {}
         steps.append(Step(i, start, end.alpha * skip, (end.alpha * out,), end.sigma, keep=keep))
@@ -210,9 +213,9 @@ add(
         lcm,
         "latent consistency model: jump to clean data, noise again",
         "Luo, Tan, Huang, Li, Zhao 2023, arXiv 2310.04378",
-        order=1,
+        order=0,
         stochastic=True,
-        options={"timestep_scaling": 10.0, "sigma_data": 0.5, "record": False},
+        options={"timestep_scaling": "auto", "sigma_data": 0.5, "record": False},
     )
 )
 add(
@@ -221,7 +224,7 @@ add(
         cm,
         "consistency model: jump to the smallest level, noise again",
         "Song, Dhariwal, Chen, Sutskever 2023, arXiv 2303.01469, algorithm 1",
-        order=1,
+        order=0,
         stochastic=True,
         aliases=("consistency", "consistency-multistep"),
         options={"sigma_min": 0.002, "sigma_data": 0.5, "boundary": True},
@@ -243,7 +246,7 @@ add(
         "ctm",
         ctm,
         "consistency trajectory model, gamma-sampling (networks of two times)",
-        "Kim et al. 2023, arXiv 2310.02279, algorithm 3",
+        "Kim et al. 2023, arXiv 2310.02279",
         order=1,
         stochastic=True,
         options={
@@ -262,7 +265,7 @@ add(
         scm,
         "simplified consistency model (TrigFlow): jump to clean data, noise again",
         "Lu, Song 2024, arXiv 2410.11081",
-        order=1,
+        order=0,
         stochastic=True,
         aliases=("trigflow",),
     )

@@ -15,10 +15,11 @@ from fastsample.solvers.step import Step
 class Solver:
     """A solver: a function of a path and of options that returns steps, and its description.
 
-    ``order``: order of convergence in the number of steps (strong order of the deterministic part).  ``nfe``: network
-    calls per step.  ``options``: names and defaults.  ``ends``: what its path may be: ``"clean"`` (to sigma = 0),
-    ``"noisy"`` (to sigma > 0 only) or ``"inverse"`` (from data to noise).  ``more``: of a solver that wraps another,
-    the further options (names and defaults) that belong to given ones.
+    ``order``: order of convergence in the number of steps (strong order of the deterministic part); 0: few-step
+    samplers, whose networks jump, claim none.  ``nfe``: network calls per step.  ``options``: names and defaults.
+    ``ends``: what its path may be: ``"clean"`` (to sigma = 0), ``"noisy"`` (to sigma > 0 only) or ``"inverse"`` (from
+    data to noise).  ``more``: of a solver that wraps another, the further options (names and defaults) that belong to
+    given ones.
     """
 
     name: str
