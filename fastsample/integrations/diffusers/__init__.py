@@ -8,6 +8,8 @@ from .euler import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from .sasolver import SASolverScheduler
+from .unipc import UniPCMultistepScheduler
 
 __all__ = [
     "DDIMInverseScheduler",
@@ -20,4 +22,6 @@ __all__ = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
 ]
