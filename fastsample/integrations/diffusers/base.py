@@ -66,6 +66,7 @@ class Fused:
     mode: str
     noise: str
     seed: int | None
+    timesteps: Any
     _defaults: ClassVar[dict[str, Any]] = {"mode": "strict", "noise": "torch", "seed": None}
     _bound: tuple[Any, Any, Rows] | None = None  # sigmas, timesteps and the rows that belong to them
     _times: tuple[float, ...] = ()
@@ -150,6 +151,8 @@ class Fused:
         self._bound = None
         if self.seed is None:
             self._keys = None
+        if self.mode == "exact" and self.config.get("use_flow_sigmas"):  # diffusers cuts these times to whole numbers
+            self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(self.timesteps.device)
         grid = self._grid()
         rows = self._rows(grid)
         device = torch.device("cpu") if device is None else torch.device(device)

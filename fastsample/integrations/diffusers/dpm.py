@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastsample.path import Level, Path
 from fastsample.solvers.express import Network
+from fastsample.solvers.first_order import transfer
 from fastsample.solvers.multistep import multistep
 from fastsample.solvers.step import Step
 
@@ -228,7 +229,8 @@ class EDMDPMSolverMultistepScheduler(Scaled, _Dpm, diffusers.EDMDPMSolverMultist
         if self._step_index is None:
             self._init_step_index(timestep)
         noise = keys = None
-        if self.config.algorithm_type == "sde-dpmsolver++":
+        last = self.mode == "exact" and self._levels[self._step_index + 1] == 0.0
+        if self.config.algorithm_type == "sde-dpmsolver++" and not last:
             noise, keys = self._draw(model_output, generator, model_output.dtype)
         wide = promoted(sample, model_output)
         prev_sample = self._advance(model_output, sample, (wide, wide), noise, keys)
@@ -240,14 +242,22 @@ class DEISMultistepScheduler(_Dpm, diffusers.DEISMultistepScheduler):  # type: i
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None, mu: Any = None) -> None:
         super().set_timesteps(num_inference_steps, device, mu)
+        if self.mode == "exact" and self.sigmas[-1] == self.sigmas[-2]:  # a step of length 0 that leaves noise
+            self.sigmas[-1] = 0.0
         self._begin_run(device)
 
     @staticmethod
     def _recipe(grid: Grid, key: Any) -> Recipe:
         index, first = key
         network = Network(grid.prediction("the DEISMultistepScheduler", PREDICTED))
+        points = levels(grid)
+        if index == len(points) - 2 and points[-1].sigma == 0.0:  # to clean data: x0_hat itself
+            step = transfer(index, points[-2], points[-1])
+        else:
+            clean = points[-1].sigma == 0.0
+            step = _steps(grid, first, points[:-1] if clean else points, "heun", "exact")[index - first]
         return Recipe(
-            _steps(grid, first, levels(grid), "heun", "exact")[index - first],
+            step,
             network,
             writes=("x", "D"),
             reads=tuple(range(1, int(grid.config["solver_order"]))),

@@ -245,6 +245,9 @@ class EulerAncestralDiscreteScheduler(Ahead, diffusers.EulerAncestralDiscreteSch
 class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
     """Fused ``diffusers.FlowMatchEulerDiscreteScheduler``; see its documentation, and ``Fused`` for what is added."""
 
+    sigma_min: float
+    sigma_max: float
+
     def set_timesteps(
         self,
         num_inference_steps: Any = None,
@@ -253,7 +256,13 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
         mu: Any = None,
         timesteps: Any = None,
     ) -> None:
-        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+        ends = self.sigma_min, self.sigma_max
+        if self.mode == "exact" and not self.config.use_dynamic_shifting:  # these were shifted, and would be again
+            self.sigma_min, self.sigma_max = 1.0 / self.config.num_train_timesteps, 1.0
+        try:
+            super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+        finally:
+            self.sigma_min, self.sigma_max = ends
         self._begin_run(device)
 
     @staticmethod

@@ -146,6 +146,8 @@ def fused(scheduler: Any, cls: type[Any]) -> Any:
     for name, value in vars(scheduler).items():
         if name != "_internal_dict":  # histories are lists that both would append to
             made.__dict__[name] = copy.copy(value) if isinstance(value, (list, dict)) else value
+    if getattr(made, "num_inference_steps", None) is not None:
+        made._rows()
     return made
 
 
