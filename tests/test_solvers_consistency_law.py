@@ -184,6 +184,8 @@ def test_ctm_tells_both_times_in_one_unit():
     plan = make_plan("ctm", path, gamma=0.6, variant="paper", time="sigma")
     np.testing.assert_allclose(plan.t, path.rho[:-1], rtol=1e-15)
     np.testing.assert_allclose(plan.targets, 0.8 * path.rho[1:], rtol=1e-14)
+    plan = make_plan("ctm", path, gamma=0.6, variant="paper", time=lambda level: 250 * math.log(level.rho))
+    np.testing.assert_allclose(plan.targets, 250 * np.log(0.8 * path.rho[1:]), rtol=1e-14)
 
 
 def test_the_boundary_of_lcm_follows_the_unit_of_time():

@@ -66,14 +66,14 @@ def test_mean_with_the_authors_ddim(schedule, steps):
         np.testing.assert_allclose(mean.asked[1::2], forward.asked, rtol=0, atol=1e-10)
 
 
-def lambda_path(steps):
-    lam = np.linspace(-2.5, 2.5, steps + 1)
+def lambda_path(steps, ends=(-2.5, 2.5)):
+    lam = np.linspace(*ends, steps + 1)
     return Path(1 / np.sqrt(1 + np.exp(-2 * lam)), 1 / np.sqrt(1 + np.exp(2 * lam)), np.linspace(1, 0, steps + 1))
 
 
-def exact_end(x, steps=1000):
-    """End of the exact flow from lambda = -2.5 to 2.5 by the classical Runge-Kutta method in x/sigma."""
-    path = lambda_path(2 * steps)
+def exact_end(x, steps=1000, ends=(-2.5, 2.5)):
+    """End of the exact flow between two lambda by the classical Runge-Kutta method in x/sigma."""
+    path = lambda_path(2 * steps, ends)
     lam, alpha, sigma = path.lam, path.alpha, path.sigma
     y, h = x / sigma[0], 2 * (lam[1] - lam[0])
 
@@ -107,6 +107,33 @@ def test_first_order_with_the_opposite_sign_and_a_mean_of_second_order():
     np.testing.assert_allclose(second, [7.00e-3, 3.61e-3], rtol=0.03)
     np.testing.assert_allclose(mean, [7.17e-4, 1.80e-4], rtol=0.03)
     assert math.log2(mean[0] / mean[1]) == pytest.approx(2.0, abs=0.03)
+
+
+def edm_path(steps):
+    sigma = (80.0 ** (1 / 7) + np.arange(steps + 1) / steps * (0.002 ** (1 / 7) - 80.0 ** (1 / 7))) ** 7
+    alpha = 1 / np.sqrt(1 + sigma**2)
+    return Path(alpha, sigma * alpha, sigma)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_authors_program_untouched(order):
+    """In float32, with a table that ends at 0.002013 instead of 0.002: this alone moves the end by up to 1e-4."""
+    case = record(f"fdpm_edm_n5_o{order}_f32raw")
+    path = edm_path(5)
+    run = Replay(make_plan("forward-value", path, order=order), case["x_T"], eps_at(path))
+    np.testing.assert_allclose(run.x, case["x_out"], rtol=0, atol=2e-4)
+
+
+def test_errors_of_few_calls():
+    """Root mean square to the exact end, EDM grid: listed with two digits for 1000 other chains, so within 0.02."""
+    x = np.random.default_rng(0).standard_normal((1000, 4))
+    truth = exact_end(x, 1000, edm_path(1).lam)
+    listed = {5: (0.51, 0.39, 0.60, 0.94), 10: (0.31, 0.08, 0.13, 0.33), 20: (0.19, 0.06, 0.10, 0.10)}
+    for steps, values in listed.items():
+        path = edm_path(steps)
+        ends = [Replay(make_plan("ddim", path), x, eps_at(path, 0)).x]
+        ends += [Replay(make_plan("forward-value", path, order=p), x, eps_at(path)).x for p in (1, 2, 3)]
+        np.testing.assert_allclose([np.sqrt(((e - truth) ** 2).mean()) for e in ends], values, atol=0.02)
 
 
 @pytest.mark.parametrize("average", [False, True])

@@ -47,6 +47,7 @@ def assemble(
         limits = (-1.0, 1.0)
     weights = _guidance(shared["guidance"], len(steps))
     times = _times(shared["time"], steps)
+    targets = _targets(shared["time"], steps)
     kappas = [network.kappa(step.at) for step in steps]
     if not isinstance(shared["time"], str):
         shared["time"] = times
@@ -126,7 +127,7 @@ def assemble(
         calls=tuple(calls),
         table=table,
         t=np.asarray(times),
-        targets=_targets(shared["time"], steps),  # type: ignore[arg-type]  # made an array there
+        targets=targets,  # type: ignore[arg-type]  # made an array there
         step_of=tuple(step.index for step in steps),
         draws=1 + len(steps) if noisy else 1,
     )
@@ -155,7 +156,8 @@ def _targets(time: Any, steps: Sequence[Step]) -> list[float] | None:
     ends = [step.to for step in steps if step.to is not None]
     if len(ends) not in (0, len(steps)):
         raise ValueError("denoise: a network of two times cannot be called at the last level, where it jumps nowhere")
-    told = [_tell(time, to) if isinstance(time, str) else to.t for to in ends]
+    tell = time if callable(time) else (lambda to: _tell(time, to)) if isinstance(time, str) else (lambda to: to.t)
+    told = [float(tell(to)) for to in ends]
     for i, value in enumerate(told):
         if not math.isfinite(value):
             raise ValueError(
