@@ -8,10 +8,12 @@ from .euler import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from .few_step import CMStochasticIterativeScheduler, LCMScheduler, TCDScheduler
 from .sasolver import SASolverScheduler
 from .unipc import UniPCMultistepScheduler
 
 __all__ = [
+    "CMStochasticIterativeScheduler",
     "DDIMInverseScheduler",
     "DDIMScheduler",
     "DDPMScheduler",
@@ -22,6 +24,8 @@ __all__ = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "LCMScheduler",
     "SASolverScheduler",
+    "TCDScheduler",
     "UniPCMultistepScheduler",
 ]
