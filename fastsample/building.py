@@ -117,8 +117,10 @@ def cuda_library(archs: Sequence[str] = ()) -> Library:
     device = ("-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all")
     host = ("-O2", *COMMON, f"-DTORCH_TARGET_VERSION={ABI_TARGET}", "-isystem", str(torch / "include"))
     units = (
-        Unit("cuda/update.cu", (*device, *targets), "update_cuda", nvcc),
-        Unit("cuda/brownian.cu", (*device, *targets), "brownian_cuda", nvcc),
+        *(
+            Unit(f"cuda/{name}.cu", (*device, *targets), f"{name}_cuda", nvcc)
+            for name in ("update", "brownian", "threshold", "rescale")
+        ),
         Unit("torch_cuda.cpp", host, "torch_cuda"),
     )
     has_cuda = (torch / "lib" / "libtorch_cuda.so").exists()

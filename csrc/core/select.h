@@ -72,7 +72,4 @@ FS_HD double thresholded(const double* row, int column, double s) {
   return column == kLo ? -1.0 : column == kHi ? 1.0 : v;
 }
 
-// Column of the row of a sample whose step does not exist: update_ makes NaN of it.
-FS_HD double missing(int column) { return column < kDraw ? static_cast<double>(NAN) : 0.0; }
-
 }  // namespace fs

@@ -1,6 +1,7 @@
 // Host entry of the CUDA kernels. Needs no CUDA header.
 #pragma once
 #include "../brownian_args.h"
+#include "../reduce_args.h"
 
 struct CUstream_st;  // *cudaStream_t
 
@@ -11,5 +12,11 @@ void launch_update(const UpdateArgs& args, int device, CUstream_st* stream);
 
 // The same for one query of a Brownian tree.
 void launch_brownian(const BrownianArgs& args, CUstream_st* stream);
+
+// The rows of thresholding and of guidance rescale. `memory` has as many bytes as the function before it says.
+int64_t threshold_workspace(const ThresholdArgs& args, int device);
+void launch_threshold(const ThresholdArgs& args, void* memory, int device, CUstream_st* stream);
+int64_t rescale_workspace(const RescaleArgs& args);
+void launch_rescale(const RescaleArgs& args, void* memory, CUstream_st* stream);
 
 }  // namespace fs
