@@ -42,6 +42,9 @@ IDENTITIES = [
     ("dpm-2m-taylor", {}, "dpm-2m", {"lower_order_final": True, "solver_type": "heun"}),
     ("dpmpp-3m", {}, "dpmpp-3m", {"lower_order_final": True, "solver_type": "heun", "third": "exact"}),
     ("dpm-3m", {}, "dpm-3m", {"lower_order_final": True, "solver_type": "heun", "third": "exact"}),
+    ("dpm-2s", {}, "dpm-2s", {"fixed": True}),
+    ("dpm-2s-taylor", {}, "dpm-2s", {"fixed": True, "solver_type": "heun"}),
+    ("dpm-3s", {}, "dpm-3s", {"fixed": True, "solver_type": "heun"}),
     *(
         (f"unipc-{order}-{variant}", {"form": form}, "unipc", {"order": order, "variant": variant, "form": form})
         for order in (2, 3, 4)
@@ -53,9 +56,11 @@ IDENTITIES = [
 
 @pytest.mark.parametrize(("name", "choices", "solver", "options"), IDENTITIES, ids=str)
 def test_known_solvers(name, choices, solver, options):
-    path = make_path(VP, "uniform", 8)
+    # six steps of whole groups, uniform in lambda, as the sub-steps of the singlestep solvers are
+    steps, grid = (6, "log-snr") if name.startswith(("dpm-2s", "dpm-3s")) else (8, "uniform")
+    path = make_path(VP, grid, steps)
     x = np.random.default_rng(0).standard_normal((8, 4))
-    document = usf.known(name, 8, **choices)
+    document = usf.known(name, steps, **choices)
     if name.endswith(("bh1", "bh2")):  # the framework does not relax correctors, UniPC those of two nodes
         for step in document["steps"]:
             if step["corrector"] is not None and step["corrector"]["order"] == 2:
