@@ -1,5 +1,5 @@
 // The kernels of `rescale` on CUDA; the order of the sums is that of core/moments.h.
-// tests/test_threshold_body.py runs this file on the host, so it uses no warp intrinsics.
+// tests/test_reduce_body.py runs this file on the host, so it uses no warp intrinsics.
 #pragma once
 #include "../core/moments.h"
 #include "reduce.cuh"

@@ -1,7 +1,7 @@
 // The kernels of `threshold` on CUDA. Exact selection by digits of the patterns of core/select.h.
 // A sample that fits the shared memory of a block is read once, by one kernel. Else the blocks of a sample count a
 // digit of 16 bits per launch; the last block to finish settles the digit, and after the last digit writes the row.
-// tests/test_threshold_body.py runs this file on the host, so it uses no warp intrinsics.
+// tests/test_reduce_body.py runs this file on the host, so it uses no warp intrinsics.
 #pragma once
 #include "../core/select.h"
 #include "reduce.cuh"
