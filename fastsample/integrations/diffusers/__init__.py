@@ -10,6 +10,12 @@ from .euler import (
 )
 from .few_step import CMStochasticIterativeScheduler, LCMScheduler, TCDScheduler
 from .sasolver import SASolverScheduler
+from .two_stage import (
+    DPMSolverSDEScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+)
 from .unipc import UniPCMultistepScheduler
 
 __all__ = [
@@ -19,11 +25,15 @@ __all__ = [
     "DDPMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "SASolverScheduler",
     "TCDScheduler",
