@@ -165,6 +165,8 @@ class DDIMInverseScheduler(Tabled, diffusers.DDIMInverseScheduler):  # type: ign
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """One step towards noise; arguments and results of the class of diffusers."""
+        if self.num_inference_steps is None:
+            raise ValueError(_NO_STEPS)
         wide = promoted(sample, model_output)
         made = self._take(int(self._time(timestep)), sample, model_output, (wide, wide))
         if not return_dict:
@@ -188,6 +190,8 @@ class DDPMScheduler(Tabled, diffusers.DDPMScheduler):  # type: ignore[misc]
         _, (_, on_grid, kind) = grid.extra
         following = t - 1
         if on_grid:
+            if t not in grid.times:
+                raise IndexError(f"timestep: got {t}, allowed are the scheduler's timesteps")
             place = grid.times.index(t) + 1
             following = int(grid.times[place]) if place < len(grid.times) else -1
         start, end = level(grid, t), level(grid, following)

@@ -116,14 +116,15 @@ class _ChurnedEuler(Ahead):
             index = self._step_index
         noise = keys = None
         key: Any = index
-        dtypes = [model_output.dtype, torch.float32]
+        own = model_output.dtype
+        dtypes = [own, torch.float64 if own is torch.float64 else torch.float32]
         if s_churn:
             key = (index, (float(s_churn), float(s_tmin), float(s_tmax), float(s_noise)))
             self._rows()
             if s_tmin <= self._levels[index] <= s_tmax:
                 noise, keys = self._draw(model_output, generator, model_output.dtype)
         elif index + 2 < len(self._levels) and self._looks_ahead(sample):
-            key, dtypes = (index, "ahead"), [model_output.dtype, torch.float32, model_output.dtype]
+            key, dtypes = (index, "ahead"), [*dtypes, own]
         made = self._take(key, sample, model_output, dtypes, noise=noise, counter=keys)
         if len(made) == 3:
             self._remember(made[0], made[2])
@@ -230,9 +231,10 @@ class EulerAncestralDiscreteScheduler(Ahead, diffusers.EulerAncestralDiscreteSch
         if not (last and self.mode == "exact"):
             noise, keys = self._draw(model_output, generator, model_output.dtype)
         key: Any = index
-        dtypes = [model_output.dtype, torch.float32]
+        own = model_output.dtype
+        dtypes = [own, torch.float64 if own is torch.float64 else torch.float32]
         if not last and self._looks_ahead(sample):
-            key, dtypes = (index, "ahead"), [model_output.dtype, torch.float32, model_output.dtype]
+            key, dtypes = (index, "ahead"), [*dtypes, own]
         made = self._take(key, sample, model_output, dtypes, noise=noise, counter=keys)
         if len(made) == 3:
             self._remember(made[0], made[2])

@@ -21,7 +21,7 @@ class Scaled(Fused):
     _ahead: tuple[Tensor, int, Tensor] | None = None  # the state that was returned, its version, its scaled copy
     _use_ahead = True
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         """``sample`` times the factor of the network's input; see the class of diffusers."""
         if self._step_index is None:
             self._init_step_index(timestep)
