@@ -9,7 +9,11 @@ from .euler import (
     FlowMatchEulerDiscreteScheduler,
 )
 from .few_step import CMStochasticIterativeScheduler, LCMScheduler, TCDScheduler
+from .flow_heun import FlowMatchHeunDiscreteScheduler
+from .lms import LMSDiscreteScheduler
+from .pndm import PNDMScheduler
 from .sasolver import SASolverScheduler
+from .singlestep import DPMSolverSinglestepScheduler
 from .two_stage import (
     DPMSolverSDEScheduler,
     HeunDiscreteScheduler,
@@ -26,15 +30,19 @@ __all__ = [
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
     "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
     "SASolverScheduler",
     "TCDScheduler",
     "UniPCMultistepScheduler",
