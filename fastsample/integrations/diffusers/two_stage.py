@@ -55,7 +55,7 @@ class TwoStage(Scaled):
         first = key[0] % 2 == (0 if key[1] else 1)
         return [(i, (i % 2 == 0) == first, *key[2:]) for i in range(key[0], len(self._times))]
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         """``sample`` times the factor of the network's input; see the class of diffusers."""
         if self._step_index is None:
             self._init_step_index(timestep)
