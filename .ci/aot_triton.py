@@ -29,9 +29,12 @@ from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from fastsample.triton import brownian as brownian_backend
+from fastsample.triton import rescale as rescale_backend
+from fastsample.triton import threshold as threshold_backend
 from fastsample.triton import update as backend
 from fastsample.triton.brownian_kernel import brownian_kernel
 from fastsample.triton.kernel import update_kernel
+from fastsample.triton.reduce_kernel import threshold_count_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 CAPABILITIES = (80, 90, 100, 120)
@@ -104,7 +107,7 @@ def source(named: dict[str, Any], kernel: Any = update_kernel) -> ASTSource:
         if isinstance(value, torch.Tensor):
             if name not in plain:
                 attributes[path] = [["tt.divisibility", 16]]
-            return "*" + {torch.uint64: "u64", torch.int64: "i64", **SHORT}[value.dtype]
+            return "*" + {torch.uint64: "u64", torch.int64: "i64", torch.int32: "i32", **SHORT}[value.dtype]
         if isinstance(value, int) and not isinstance(value, bool) and not params[name].is_constexpr:
             if name not in plain and value == 1:
                 constexprs[path] = 1
@@ -112,6 +115,8 @@ def source(named: dict[str, Any], kernel: Any = update_kernel) -> ASTSource:
             if name not in plain and value % 16 == 0:
                 attributes[path] = [["tt.divisibility", 16]]
             return "i32" if -(2**31) <= value < 2**31 else "i64"
+        if isinstance(value, float) and not params[name].is_constexpr:
+            return params[name].annotation_type or "fp32"
         constexprs[path] = value
         return "constexpr"
 
@@ -186,6 +191,43 @@ def brownian_faults(quick: bool) -> list[str]:
             faults.append(f"{name}: spills (stack {stack}, local {local})")
         if not stores or not all(".64" in op or ".128" in op for op in stores):
             faults.append(f"{name}: stores {stores}")
+    return faults
+
+
+def reduce_faults(quick: bool) -> list[str]:
+    """Compile the kernels of ``threshold`` and ``rescale``: no spills, and wide loads of a large dense state."""
+    faults = []
+    dtypes = (torch.float32, torch.float64) if quick else tuple(SHORT)
+    for cc, dtype in itertools.product((90,) if quick else CAPABILITIES, dtypes):
+
+        def tensor(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        def rows(n: int) -> torch.Tensor:
+            return tensor(torch.float64, n, 48)
+
+        few, many = [tensor(dtype, *SMALL)] * 2, [tensor(dtype, *LARGE)] * 2
+        step, counts, state = tensor(torch.int64, 4), tensor(torch.int32, 8, 1 << 16), tensor(torch.int64, 8, 4)
+        launches = [threshold_backend.small(rows(4), few, rows(3), step, 0.995, 1.0, 2.0)]
+        for level in range(4 if dtype == torch.float64 else 2):
+            made = threshold_backend.passes(
+                rows(8), counts, state, many, rows(3), tensor(torch.int64), 0.995, 1.0, 2.0, level
+            )
+            launches += [(*launch, 4) for launch in made]
+        made = rescale_backend.describe(rows(8), many, rows(3), tensor(torch.int64), 0, 1, 7.5, 0.7)
+        launches += [(*launch, 4) for launch in made]
+        for kernel, arguments, _, warps in launches:
+            named = dict(zip(kernel.arg_names, arguments, strict=True))
+            options = {"num_warps": warps, "enable_fp_fusion": False}
+            compiled = triton.compile(source(named, kernel), target=GPUTarget("cuda", cc, 32), options=options)
+            code, registers, stack, local = disassemble(compiled)
+            name = f"sm_{cc:<3} {SHORT[dtype]} {kernel.__name__}"
+            print(f"{name:<46} {registers:>9}")
+            if stack or local:
+                faults.append(f"{name}: spills (stack {stack}, local {local})")
+            loads = [i.op for i in code if i.op.startswith("LDG")]
+            if kernel is threshold_count_kernel and sum(".128" in op or ".64" in op for op in loads) < len(many):
+                faults.append(f"{name}: loads {loads}")
     return faults
 
 
@@ -303,7 +345,7 @@ def main() -> int:
             r.faults.append(f"more than {BUDGET} instructions per element")
         figure = "" if r.executed != r.executed else f"{r.executed:.1f}"
         print(f"{r.point.name():<46} {r.registers:>9}  {figure:>20}  {'; '.join(r.faults)}")
-    others = brownian_faults(options.quick)
+    others = brownian_faults(options.quick) + reduce_faults(options.quick)
     for fault in others:
         print(fault)
     bad = sum(bool(r.faults) for r in reports) + len(others)

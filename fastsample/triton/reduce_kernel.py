@@ -2,7 +2,6 @@
 
 # Triton compiles this source text itself: it has no Python types, and tuples grow by + alone.
 # mypy: ignore-errors
-# ruff: noqa: RUF005
 from __future__ import annotations
 
 import triton
@@ -44,7 +43,7 @@ def _patterns(terms, row, valid, sample, i, numel, sizes, strides, K: tl.constex
             where = _at(terms[j], sample, i, numel, sizes, strides[j] if NDIM > 0 else (), NDIM)
             x = tl.load(where, mask=i < numel, other=0.0).to(S)
             y = tl.fma(tl.broadcast_to(w, i.shape), x, y)
-    if WIDE:
+    if WIDE:  # noqa: SIM108
         x = y.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
     else:
         x = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF
