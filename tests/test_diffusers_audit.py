@@ -84,11 +84,12 @@ def test_ours(name: str, dtype: torch.dtype) -> None:
     config = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPMSolver") else {}
     found = audit(cls(**config).use(noise="counter", seed=1), 6, SHAPE, dtype)
     assert found.worst("reads") == 0
-    assert found.steps[0].copies <= 1  # the keys of counter noise: before the batch size is not known
-    assert all(c.copies == c.host == 0 for c in found.steps[1:])
+    # the keys of counter noise are made by the first step that draws: before the batch size is not known
+    assert sum(bool(c.copies or c.host) for c in found.steps) <= 1
     for counts in found.steps:
-        asked = 1 if cls.__name__.startswith("FlowMatch") or cls().init_noise_sigma == 1.0 else 2
-        assert 1 <= counts.full <= asked, counts.names  # the second is scale_model_input
+        asked = 1 if name.startswith("FlowMatch") or cls().init_noise_sigma == 1.0 else 2  # scale_model_input
+        asked += name == "DPMSolverSDEScheduler"  # the Brownian tree
+        assert 1 <= counts.full <= asked, counts.names
 
 
 @pytest.mark.parametrize("name", OURS)

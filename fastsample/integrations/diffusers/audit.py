@@ -241,7 +241,11 @@ def run(
         if unknown:
             raise ValueError(f"option: got {', '.join(unknown)}, which neither {cls.__name__} nor its step takes")
         call = {k: v for k, v in options.items() if k in accepted}
-        found = audit(cls(**config), steps, shape, getattr(torch, dtype), **call)
+        try:
+            found = audit(cls(**config), steps, shape, getattr(torch, dtype), **call)
+        except RuntimeError as error:
+            say(f"{one:48} does not run on this device: {' '.join(str(error).split())[:60]}")
+            continue
         cells = [found.worst(kind) for kind in ("reads", "copies", "full", "tiny", "host")]
         row = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, (6, 7, 5, 5, 5), strict=True))
         say(f"{one:48} {row}   {found.setup.reads}, {found.setup.copies}")
