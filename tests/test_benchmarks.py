@@ -219,3 +219,16 @@ def test_wrong_arguments_are_named(capsys):
         printed = capsys.readouterr().err
         assert option in printed
         assert "allowed are" in printed
+
+
+def test_threshold_benchmark_writes_its_figures(tmp_path):
+    pytest.importorskip("diffusers")
+    from benchmarks import threshold
+
+    assert threshold.main(["--quick", "--min-time", "0.01", "--out", str(tmp_path / "t")]) == 0
+    with (tmp_path / "t.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    timed = {line["kernel_provider"] for line in lines if line["metric_name"] == "time"}
+    assert timed == {"copy", "fastsample", "threshold_", "diffusers", "torch.quantile", "rescale_", "torch-rescale"}
+    assert all(float(line["y_value_50"]) > 0 for line in lines)
+    assert [item["what"] for item in json.loads((tmp_path / "t.json").read_text())["must_reach"]] == ["1x4x8x8"]
