@@ -19,10 +19,10 @@ def start(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 
 def network(x: Tensor, i: int, channels: int = 1) -> Tensor:
-    """A bounded function of state and step, of the state's dtype; ``channels``: 2 adds as many for a variance."""
+    """A bounded function of state and step, of the state's dtype; ``channels``: 2 adds as many in 0.1..1.1."""
     wide = x.double()
     made = 0.8 * torch.tanh(wide) + 0.2 * torch.sin(3.0 * wide.flip(-1) + 0.7 * i)
-    return (made if channels == 1 else torch.cat([made, torch.cos(wide + i)], dim=1)).to(x.dtype)
+    return (made if channels == 1 else torch.cat([made, 0.6 + 0.5 * torch.cos(wide + i)], dim=1)).to(x.dtype)
 
 
 def takes(scheduler: Any, name: str) -> bool:
@@ -41,8 +41,12 @@ def scaled(scheduler: Any, x: Tensor, t: Any) -> Tensor:
 
 
 def stretch(scheduler: Any, i: int) -> float:
-    """How much stock's way to compute a second stage enlarges roundings: it divides by the lower sigma what it then
-    multiplies by the difference."""
+    """How much larger than the state the numbers are that stock adds up.
+
+    In a second stage it divides by the lower sigma what it then multiplies by the difference; a flow solver on eps_hat
+    multiplies state and prediction by alpha'/alpha before it subtracts them."""
+    if scheduler.config.get("algorithm_type") == "deis" and scheduler.config.use_flow_sigmas:
+        return float((1.0 - scheduler.sigmas[i + 1]) / (1.0 - scheduler.sigmas[i]))
     if scheduler.order == 1 or i % 2 == 0:
         return 1.0
     low = float(scheduler.sigmas[i])
@@ -68,7 +72,7 @@ def pairs(
     """
     torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=0, atol=0)
     made = []
-    draws, draws_ours = generator(stock, seed), generator(ours, seed)
+    draws, draws_ours = ({} if "variance_noise" in options else generator(s, seed) for s in (stock, ours))
     x, before = x * getattr(stock, "init_noise_sigma", 1.0), 0.0
     for i, t in enumerate(stock.timesteps[first:]):
         x = x if edit is None else edit(i, x)

@@ -37,6 +37,8 @@ class SASolverScheduler(Fused, diffusers.SASolverScheduler):  # type: ignore[mis
 
     def set_timesteps(self, num_inference_steps: Any = None, device: Any = None) -> None:
         super().set_timesteps(num_inference_steps, device)
+        if self.mode == "exact" and self.sigmas[-1] == self.sigmas[-2] and self.predict_x0:
+            self.sigmas[-1] = 0.0  # stock's last step has length 0 and leaves noise
         self._begin_run(device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
