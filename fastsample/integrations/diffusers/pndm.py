@@ -34,30 +34,52 @@ class PNDMScheduler(Tabled, diffusers.PNDMScheduler):  # type: ignore[misc]
     cur_sample: Any
     cur_model_output: Any
     counter: int
+    _following: dict[int, int]  # the grid's own next times, in exact mode
+    _place: int = 0
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         super().set_timesteps(num_inference_steps, device)
         self._begin_run(device)
 
+    def _extra(self) -> Hashable:
+        grid = sorted({int(t) for t in self._timesteps}, reverse=True) if self.mode == "exact" else []
+        self._following = dict(zip(grid, [*grid[1:], -1], strict=True)) if grid else {}
+        return super()._extra()
+
     def _stride(self) -> int:
         return int(self.config.num_train_timesteps) // int(self.num_inference_steps)
 
+    def _after(self, t: int) -> int:
+        """Where a step of the multistep part goes: a fixed stride, whatever the grid; in exact mode its next entry."""
+        return self._following.get(t, t - self._stride())
+
+    def _before(self, t: int) -> int:
+        """The entry of which ``t`` is the next."""
+        return next((k for k, after in self._following.items() if after == t), t + self._stride())
+
+    def _kutta_key(self, counter: int, t: int) -> Hashable:
+        """Key of a call of the Runge-Kutta part that is told time ``t``: half a stride on, or from the start to t."""
+        after = t - (0 if counter % 2 else self._stride() // 2)
+        if self._following and counter % 2 == 0 and counter + 1 < len(self.prk_timesteps):
+            after = int(self.prk_timesteps[counter + 1])
+        return f"rk{counter % 4}", int(self.prk_timesteps[counter // 4 * 4]), after
+
     def _first_keys(self, grid: Grid) -> Sequence[Hashable]:
-        stride, keys, times = self._stride(), [], [int(t) for t in grid.times]
+        return self._run([int(t) for t in grid.times])
+
+    def _run(self, times: Sequence[int]) -> Sequence[Hashable]:
+        """Keys of a run over ``times``."""
         kutta = 0 if self.config.skip_prk_steps else len(self.prk_timesteps)
-        for k in range(kutta):
-            base = int(self.prk_timesteps[k // 4 * 4])
-            keys.append((f"rk{k % 4}", base, times[k] - (0 if k % 2 else stride // 2)))
+        keys = [self._kutta_key(k, t) for k, t in enumerate(times[:kutta])]
         for k, t in enumerate(times[kutta:]):
             if kutta == 0 and k == 1:
-                keys.append(("again", t + stride, t))
+                keys.append(("again", self._before(t), t))
             else:
-                there = min(4 if kutta else max(k, 1), 4)
-                keys.append((str(there), t, t - stride))
+                keys.append((str(4 if kutta else min(max(k, 1), 4)), t, self._after(t)))
         return keys
 
     def _family(self, key: Any) -> Sequence[Hashable]:
-        return [key]
+        return [key, *self._run([int(t) for t in self._times[self._place :]])]
 
     @staticmethod
     def _recipe(grid: Grid, key: Any) -> Recipe:
@@ -89,20 +111,29 @@ class PNDMScheduler(Tabled, diffusers.PNDMScheduler):  # type: ignore[misc]
         step = Step(0, start, 0.0 if "anchor" in saved else a, weights, form="raw", saved=saved, keep=keep)
         return Recipe(step, Network("eps"), writes=("x", *keep), reads=reads)
 
+    def _now(self, timestep: Any) -> int:
+        self._rows()
+        t = int(self._time(timestep))
+        if self.counter == 0:  # where in the grid the run begins
+            place = self._position(timestep) if isinstance(timestep, Tensor) else None
+            self._place = place or (self._times.index(t) if t in self._times else 0)
+        return t
+
     def step_prk(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         """One call of the Runge-Kutta part; arguments and results of the class of diffusers."""
         if self.num_inference_steps is None:
             raise ValueError(_NO_STEPS)
         k = self.counter % 4
-        after = int(self._time(timestep)) - (0 if self.counter % 2 else self._stride() // 2)
-        base = int(self.prk_timesteps[self.counter // 4 * 4])
+        t = self._now(timestep)
         if k == 0:
             self.ets.append(model_output)
             self.cur_sample = sample
         anchor = self.cur_sample if self.cur_sample is not None else sample
         wide = promoted(sample, model_output)
         memory = (anchor, self.cur_model_output) if k else ()
-        made = self._take((f"rk{k}", base, after), sample, model_output, (wide,) * (1 if k == 3 else 2), memory)
+        made = self._take(
+            self._kutta_key(self.counter, t), sample, model_output, (wide,) * (1 if k == 3 else 2), memory
+        )
         self.cur_model_output = 0 if k == 3 else made[1]
         self.counter += 1
         return SchedulerOutput(prev_sample=made[0]) if return_dict else (made[0],)
@@ -117,18 +148,18 @@ class PNDMScheduler(Tabled, diffusers.PNDMScheduler):  # type: ignore[misc]
                 "iterations See: https://github.com/huggingface/diffusers/blob/main/src/diffusers/pipelines/"
                 "pipeline_pndm.py for more information."
             )
-        t, stride = int(self._time(timestep)), self._stride()
+        t = self._now(timestep)
         again = self.counter == 1
         memory: Sequence[Tensor]
         if not again:
             self.ets = [*self.ets[-3:], model_output]
         if again and len(self.ets) == 1:
-            key, memory = ("again", t + stride, t), (self.ets[-1], self.cur_sample)
+            key, memory = ("again", self._before(t), t), (self.ets[-1], self.cur_sample)
             self.cur_sample = None
         else:
             there = min(len(self.ets), 4)
-            after = t if again else t - stride
-            key, memory = (str(there), t + stride if again else t, after), self.ets[-2 : -1 - there : -1]
+            key = (str(there), self._before(t), t) if again else (str(there), t, self._after(t))
+            memory = self.ets[-2 : -1 - there : -1]
             if len(self.ets) == 1 and self.counter == 0:
                 self.cur_sample = sample
         made = self._take(key, sample, model_output, (promoted(sample, model_output),), memory)

@@ -34,7 +34,9 @@ class DPMSolverSinglestepScheduler(Fused, diffusers.DPMSolverSinglestepScheduler
         self._begin_run(device)
 
     def _first_keys(self, grid: Grid) -> Sequence[Hashable]:
-        return list(enumerate(self.order_list[: len(grid.times)]))
+        # lower orders too: a run that begins inside a group has fewer outputs than the group's order
+        orders = enumerate(self.order_list[: len(grid.times)])
+        return [(index, order) for index, most in orders for order in range(1, most + 1)]
 
     def _family(self, key: Any) -> Sequence[Hashable]:
         return [key]
@@ -42,7 +44,8 @@ class DPMSolverSinglestepScheduler(Fused, diffusers.DPMSolverSinglestepScheduler
     @staticmethod
     def _recipe(grid: Grid, key: Any) -> Recipe:
         index, order = key
-        points, config = levels(grid), grid.config
+        config = grid.config
+        points = grid.memo.get("levels") or grid.memo.setdefault("levels", levels(grid))
         name, kind = config["algorithm_type"], config["solver_type"]
         form, tau2 = ("x0" if name.endswith("++") else "eps"), (1.0 if name.startswith("sde") else 0.0)
         start, end = points[index - order + 1], points[index + 1]
@@ -73,7 +76,7 @@ class DPMSolverSinglestepScheduler(Fused, diffusers.DPMSolverSinglestepScheduler
         )
         return Recipe(
             step,
-            Network(grid.prediction("the DPMSolverSinglestepScheduler", PREDICTED)),
+            Network(grid.prediction("the DPMSolverSinglestepScheduler", PREDICTED if form == "x0" else PREDICTED[:3])),
             writes=("x", "D"),
             reads=(*range(1, order), "anchor") if anchored else (),
             limit=grid.limit(),
