@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -61,6 +62,18 @@ def stages() -> list[Stage]:
     script = ROOT / "benchmarks" / "update.py"
     reason = "" if script.exists() else "benchmarks/update.py does not exist"
     found.append(Stage("benchmark", [python, str(script), "--gpu", "--budget", "140"], 180, {}, reason))
+    for name, limit in (("schedulers", 60), ("threshold", 40), ("brownian", 40)):
+        module = ROOT / "benchmarks" / f"{name}.py"
+        reason = "" if module.exists() else f"benchmarks/{name}.py does not exist"
+        if name == "schedulers" and importlib.util.find_spec("diffusers") is None:
+            reason = "diffusers is not installed"
+        command = [
+            python,
+            str(module),
+            "--gpu",
+            *(["--min-time", "0.05", "--no-errors"] if name == "schedulers" else []),
+        ]
+        found.append(Stage(name, command, limit, {}, reason))
     return found
 
 

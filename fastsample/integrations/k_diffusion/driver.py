@@ -80,7 +80,8 @@ def run(
     draw_between: NoiseSampler = noise_sampler or (lambda sigma, sigma_next: torch.randn_like(x))
     ends = _intervals(plan)
 
-    plain = isinstance(draw_between, BrownianTreeNoiseSampler)  # ours takes numbers, others may do tensor arithmetic
+    # the caller's may do tensor arithmetic; to make its tensors on a GPU waits for it, so ours get plain numbers
+    plain = noise_sampler is None or isinstance(noise_sampler, BrownianTreeNoiseSampler)
 
     def noise(draw: int) -> Tensor:
         between: Sequence[Any] = ends[draw]
