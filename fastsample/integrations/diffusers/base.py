@@ -16,6 +16,7 @@ from .engine import PREDICTIONS, Recipe, Rows, apply, rows_for
 
 MODES = ("strict", "exact")
 NOISES = ("torch", "counter")
+_LONG = 500  # steps
 Generators = torch.Generator | list[torch.Generator] | None
 Self = TypeVar("Self", bound="Fused")
 
@@ -155,6 +156,8 @@ class Fused:
             self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(self.timesteps.device)
         grid = self._grid()
         rows = self._rows(grid)
+        if len(grid.times) >= max(_LONG, self.config.num_train_timesteps):
+            return  # constructors of diffusers set this grid, mostly for nothing: its rows wait until they are needed
         device = torch.device("cpu") if device is None else torch.device(device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())

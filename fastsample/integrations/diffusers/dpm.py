@@ -28,8 +28,11 @@ PREDICTED = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 def levels(grid: Grid) -> list[Level]:
     """The levels of a grid: sigma is sigma/alpha, or the time of a rectified flow."""
-    make = flow_level if grid.config.get("use_flow_sigmas") else vp_level
-    return [make(sigma) for sigma in grid.sigmas]
+    made: list[Level] | None = grid.memo.get("levels")
+    if made is None:
+        make = flow_level if grid.config.get("use_flow_sigmas") else vp_level
+        made = grid.memo["levels"] = [make(sigma) for sigma in grid.sigmas]
+    return made
 
 
 def as_path(points: Sequence[Level]) -> Path:
@@ -139,7 +142,7 @@ def _steps(grid: Grid, first: int, points: Sequence[Level], solver_type: str, th
             third=third,
             eta=eta,
         )
-    return list(made)
+    return made  # type: ignore[no-any-return]
 
 
 def _dpm_recipe(grid: Grid, key: Any, points: Sequence[Level], network: Network) -> Recipe:
@@ -213,7 +216,9 @@ class EDMDPMSolverMultistepScheduler(Scaled, _Dpm, diffusers.EDMDPMSolverMultist
     def _recipe(grid: Grid, key: Any) -> Recipe:
         if _algorithm(grid)[1] and int(grid.config["solver_order"]) == 3:
             raise NotImplementedError("algorithm_type: 'sde-dpmsolver++' of order 3 does not exist here, use order 2")
-        return _dpm_recipe(grid, key, [ve_level(sigma) for sigma in grid.sigmas], edm_network(grid))
+        if "levels" not in grid.memo:
+            grid.memo["levels"] = [ve_level(sigma) for sigma in grid.sigmas]
+        return _dpm_recipe(grid, key, grid.memo["levels"], edm_network(grid))
 
     def step(
         self,

@@ -184,6 +184,7 @@ def patch_diffusers(*, mode: str = "strict", noise: str = "torch", seed: int | N
     of noise.
     """
     undo = Undo()
+    undo.add("names imported meanwhile", _put_stock_back)  # the last thing to be taken back
     choice = Fused().use(mode=mode, noise=noise, seed=seed)
     _replace(Fused, "_defaults", {"mode": choice.mode, "noise": choice.noise, "seed": choice.seed}, undo)
     for name, cls in classes().items():
@@ -202,6 +203,15 @@ def patch_diffusers(*, mode: str = "strict", noise: str = "torch", seed: int | N
 
     _replace(pipeline_utils, "_fetch_class_library_tuple", library_and_class, undo)
     return undo
+
+
+def _put_stock_back() -> None:
+    """Modules of diffusers that were imported under the patch took our names from it."""
+    for path, module in list(sys.modules.items()):
+        if path.startswith("diffusers."):
+            for name, cls in classes().items():
+                if vars(module).get(name) is cls:
+                    setattr(module, name, stock_class(cls))
 
 
 def _replace(owner: Any, name: str, value: Any, undo: Undo) -> None:
