@@ -57,13 +57,28 @@ int64_t at_least(const W* x, int64_t n, W bound) {
   return count;
 }
 
-// The from_top-th largest of x[0..n), bit by bit; bits below `last` stay zero.
+// The from_top-th largest of x[0..n), n <= kGather, bit by bit; bits below `last` stay zero.
 template <class S, class W = typename Pattern<S>::Word>
 W bitwise(const W* x, int64_t n, int64_t from_top, int last) {
+  using Vector = typename Words<S>::Vector;
+  constexpr int kEvery = 8, kWorthwhile = 8 * Vector::kWidth;
+  alignas(64) W kept[kGather + Vector::kWidth];
   W value = 0;
   for (int bit = Pattern<S>::kBits - 1; bit >= last; --bit) {
-    const W wish = value | W(1) << bit;
-    if (at_least<W, typename Words<S>::Vector>(x, n, wish) >= from_top) value = wish;
+    const W wish = value | W(1) << bit, rest = (W(1) << bit) - 1;
+    if (at_least<W, Vector>(x, n, wish) >= from_top) value = wish;
+    if ((Pattern<S>::kBits - bit) % kEvery != 0 || n < kWorthwhile) continue;
+    // From here on only those count that share the bits known.
+    const W hi = value | rest;
+    if (hi < Pattern<S>::kLast) from_top -= at_least<W, Vector>(x, n, hi + 1);
+    int64_t count = 0, i = 0;
+    for (; i + Vector::kWidth <= n; i += Vector::kWidth)
+      count += collect(load_words(x + i), Vector(value), Vector(hi), kept + count);
+    for (; i < n; ++i) {
+      kept[count] = x[i];
+      count += x[i] >= value && x[i] <= hi;
+    }
+    x = kept, n = count;
   }
   return value;
 }
@@ -127,15 +142,15 @@ void pass_of(const ThresholdArgs& a, int64_t sample, int64_t begin, int64_t end,
 
 template <class S, class W = typename Pattern<S>::Word>
 Found found_in(const W* x, int64_t n, int64_t from_top) {
-  Found f;
-  f.value = bitwise<S>(x, n, from_top, 0);
-  f.next = f.value;
-  if (from_top > 1 && at_least<W, typename Words<S>::Vector>(x, n, static_cast<W>(f.value + 1)) >= from_top - 1) {
-    W next = Pattern<S>::kLast;
-    for (int64_t i = 0; i < n; ++i) next = x[i] > f.value && x[i] < next ? x[i] : next;
-    f.next = next;
-  }
-  return f;
+  using Vector = typename Words<S>::Vector;
+  const W value = bitwise<S>(x, n, from_top, 0);
+  if (from_top == 1 || at_least<W, Vector>(x, n, value + 1) < from_top - 1) return {value, value};
+  Vector least(Pattern<S>::kLast);
+  int64_t i = 0;
+  for (; i + Vector::kWidth <= n; i += Vector::kWidth) least = least_above(least, load_words(x + i), Vector(value));
+  W next = across<W>(least, [](W s, W t) { return s < t ? s : t; });
+  for (; i < n; ++i) next = x[i] > value && x[i] < next ? x[i] : next;
+  return {value, next};
 }
 
 }  // namespace
