@@ -214,11 +214,12 @@ class EDMDPMSolverMultistepScheduler(Scaled, _Dpm, diffusers.EDMDPMSolverMultist
 
     @staticmethod
     def _recipe(grid: Grid, key: Any) -> Recipe:
-        if _algorithm(grid)[1] and int(grid.config["solver_order"]) == 3:
-            raise NotImplementedError("algorithm_type: 'sde-dpmsolver++' of order 3 does not exist here, use order 2")
         if "levels" not in grid.memo:
             grid.memo["levels"] = [ve_level(sigma) for sigma in grid.sigmas]
-        return _dpm_recipe(grid, key, grid.memo["levels"], edm_network(grid))
+        recipe = _dpm_recipe(grid, key, grid.memo["levels"], edm_network(grid))
+        if _algorithm(grid)[1] and len(recipe.step.b) == 3:
+            raise NotImplementedError("algorithm_type: 'sde-dpmsolver++' of order 3 does not exist here, use order 2")
+        return recipe
 
     def step(
         self,
