@@ -1,4 +1,4 @@
-"""fastsample::threshold_: the exact quantile on every backend, the row it makes, and stock thresholding of diffusers."""
+"""fastsample::threshold_: the exact quantile on native and reference, the row it makes, thresholding of diffusers."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_any_ratio_with_ties(ratio, shape, seed, levels):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("maximum", [1.5, 100.0])
 def test_update_then_equals_diffusers(backend, dtype, maximum):
-    """D of update_ with the row is stock's thresholded sample: limited to s, then divided by s, instead of the reverse."""
+    """D of update_ with the row is stock's thresholded sample, which is limited to s first and then divided by it."""
     diffusers = pytest.importorskip("diffusers")
     stock = diffusers.DPMSolverMultistepScheduler(thresholding=True, sample_max_value=maximum)
     x = 2 * values("normal", (3, 4, 16, 16), dtype)
