@@ -107,13 +107,14 @@ class BrownianMotion:
         """Nodes and weights of W(tb) - W(ta), over the root of the time between them if ``normalise``.
 
         Times outside [t0, t1] are clipped, with a ``RuntimeWarning`` if by more than ``tol``; equal times give zeros.
-        Raises ``ValueError`` for times that are not finite, and, if ``normalise``, for different times that ``tol``
-        does not tell apart.
+        Raises ``ValueError`` for times that are not finite, and, if ``normalise``, for different times in [t0, t1]
+        that ``tol`` does not tell apart.
         """
+        inside = self.t0 <= min(ta, tb) and max(ta, tb) <= self.t1
         ta, tb = self._inside(ta, "ta"), self._inside(tb, "tb")
         length = self.t1 - self.t0
         low, high = (snap((t - self.t0) / length, self.tol / length) for t in sorted((ta, tb)))
-        if normalise and low == high and ta != tb:
+        if normalise and low == high and ta != tb and inside:
             raise ValueError(f"ta, tb: got {ta!r}, {tb!r}, closer than tol = {self.tol} resolves; give a smaller tol")
         numbers, weights = combination(low, high, length)
         scale = 1 / math.sqrt(math.ldexp(high - low, -DEPTH) * length) if normalise and high > low else 1.0
@@ -185,7 +186,7 @@ class BrownianTreeNoiseSampler:
         Calls with these levels then compute no weights, and ``at(i)`` reads nothing from the device.  Levels beyond the
         ends of the path are clipped silently (the final 0 of a list, whose step has no noise).
         """
-        levels = torch.as_tensor(sigmas).detach().to("cpu", torch.float64)
+        levels = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
         if not (levels.dim() == 1 or (levels.dim() == 2 and levels.shape[1] == 2)):
             raise ValueError(f"sigmas: got shape {tuple(levels.shape)}, allowed are (N + 1,) levels or (N, 2) pairs")
         pairs = torch.stack([levels[:-1], levels[1:]], dim=1) if levels.dim() == 1 else levels
