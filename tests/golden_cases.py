@@ -97,5 +97,5 @@ class Replay:
                 bank[0] = replace(i, bank[0])
             self.states.append(bank[0])
             if plan.slots[-1].role == "x0":
-                self.previews.append(bank[len(plan.slots) - 1])
+                self.previews.append(np.broadcast_to(bank[len(plan.slots) - 1], x.shape))  # a row may be all zeros
         self.x = bank[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastsample.path import Path
@@ -63,7 +63,7 @@ def naive(steps, x, outputs, draws, prediction, scaling, clip):
             x0 = {"x0": made, "eps": (x - sigma * made) / alpha, "v": v}[step.form]
         if clip is not None:
             x0 = np.clip(x0, -clip, clip)
-        previews.append(x0)
+        previews.append(np.broadcast_to(x0, x.shape))
         eps = (x - alpha * x0) / sigma
         history.insert(0, {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "raw": e}[step.form])
         lift, scale = (steps[i + 1].lift, steps[i + 1].scale) if i + 1 < len(steps) else (0.0, 1.0)
@@ -76,6 +76,7 @@ def naive(steps, x, outputs, draws, prediction, scaling, clip):
 
 
 @settings(max_examples=150, deadline=None)
+@example(180, 0, "x0", "eps", "none", None, None, True, False)  # the preview is zero
 @given(
     st.integers(0, 10**6),
     st.integers(0, 4),
