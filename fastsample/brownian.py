@@ -25,12 +25,12 @@ Query = tuple[list[int], list[float]]  # numbers of nodes, weights
 
 def snap(x: float, tol: float) -> int:
     """The time ``x`` in [0, 1] in units of ``2^-DEPTH``: of all dyadic numbers within ``tol / 2`` a least deep one."""
-    for level in range(DEPTH):
-        scaled = math.ldexp(x, level)
-        nearest = round(scaled)
-        if abs(nearest - scaled) <= math.ldexp(tol / 2, level):
-            return nearest << (DEPTH - level)
-    return round(math.ldexp(x, DEPTH))
+    centre, reach = round(math.ldexp(x, DEPTH)), int(math.ldexp(tol / 2, DEPTH))
+    low, high = max(centre - reach, 0), min(centre + reach, 1 << DEPTH)
+    if low == 0:
+        return 0
+    zeros = ((low - 1) ^ high).bit_length() - 1  # the highest bit that changes on the way: all below it can be 0
+    return high >> zeros << zeros
 
 
 def combination(a: int, b: int, unit: float = 1.0) -> Query:
@@ -43,16 +43,19 @@ def combination(a: int, b: int, unit: float = 1.0) -> Query:
     numbers, weights = [MEAN], [math.ldexp(b - a, -DEPTH) * math.sqrt(unit)]
     for level in range(DEPTH):
         bits = DEPTH - level
-        ends = sorted({t >> bits for t in (a, b) if t & ((1 << bits) - 1)})  # nodes that an end lies strictly inside of
-        if not ends:
+        size, mask = 1 << bits, (1 << bits) - 1
+        in_a, in_b = a & mask, b & mask  # how far into its node; 0: on an edge
+        if not (in_a or in_b):
             break
-        for index in ends:
-            start, middle, end = index << bits, (2 * index + 1) << (bits - 1), (index + 1) << bits
-            left = max(0, min(b, middle) - max(a, start))
-            right = max(0, min(b, end) - max(a, middle))
-            if left != right:
+        at_a, at_b = a >> bits, b >> bits
+        # the integral of the node's Haar function up to a time is a triangle
+        high_a, high_b = min(in_a, size - in_a), min(in_b, size - in_b)
+        ends = [(at_a, high_b - high_a)] if at_a == at_b else [(at_a, -high_a), (at_b, high_b)]
+        scale = math.sqrt(math.ldexp(unit, level))
+        for index, height in ends:
+            if height:
                 numbers.append((2 << level) + index)
-                weights.append(math.ldexp(left - right, -DEPTH) * math.sqrt(math.ldexp(unit, level)))
+                weights.append(math.ldexp(height, -DEPTH) * scale)
     return numbers[::-1], weights[::-1]
 
 
