@@ -188,7 +188,9 @@ def _plot(path: Path, rows: Sequence[Measured], model_name: str, what: str) -> N
             points = [(n, value) for n, value in points if math.isfinite(value) and value > 0]
             if points:
                 marker = "osv^D*PX"[number % 8]
-                axis.plot(*zip(*points, strict=True), marker=marker, label=f"{solver} {options}".strip())
+                axis.plot(
+                    *zip(*points, strict=True), marker=marker, color=f"C{number}", label=f"{solver} {options}".strip()
+                )
         axis.set(xscale="log", yscale="log", xlabel="network calls", ylabel=title, title=model_name)
         axis.grid(True, which="both", alpha=0.3)
         axis.legend()
