@@ -35,7 +35,6 @@ class PNDMScheduler(Tabled, diffusers.PNDMScheduler):  # type: ignore[misc]
     cur_model_output: Any
     counter: int
     _following: dict[int, int]  # the grid's own next times, in exact mode
-    _place: int = 0
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         super().set_timesteps(num_inference_steps, device)
@@ -79,7 +78,7 @@ class PNDMScheduler(Tabled, diffusers.PNDMScheduler):  # type: ignore[misc]
         return keys
 
     def _family(self, key: Any) -> Sequence[Hashable]:
-        return [key, *self._run([int(t) for t in self._times[self._place :]])]
+        return [key]
 
     @staticmethod
     def _recipe(grid: Grid, key: Any) -> Recipe:
@@ -112,11 +111,10 @@ class PNDMScheduler(Tabled, diffusers.PNDMScheduler):  # type: ignore[misc]
         return Recipe(step, Network("eps"), writes=("x", *keep), reads=reads)
 
     def _now(self, timestep: Any) -> int:
-        self._rows()
-        t = int(self._time(timestep))
-        if self.counter == 0:  # where in the grid the run begins
+        rows, t = self._rows(), int(self._time(timestep))
+        if self.counter == 0 and t != self._times[0] and t in self._times:  # the run begins inside the grid
             place = self._position(timestep) if isinstance(timestep, Tensor) else None
-            self._place = place or (self._times.index(t) if t in self._times else 0)
+            rows.prepare(self._run([int(t) for t in self._times[place or self._times.index(t) :]]))
         return t
 
     def step_prk(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
@@ -159,7 +157,7 @@ class PNDMScheduler(Tabled, diffusers.PNDMScheduler):  # type: ignore[misc]
         else:
             there = min(len(self.ets), 4)
             key = (str(there), self._before(t), t) if again else (str(there), t, self._after(t))
-            memory = self.ets[-2 : -1 - there : -1]
+            memory, model_output = self.ets[-2 : -1 - there : -1], self.ets[-1]  # repeated, the call itself is not used
             if len(self.ets) == 1 and self.counter == 0:
                 self.cur_sample = sample
         made = self._take(key, sample, model_output, (promoted(sample, model_output),), memory)
