@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.utils.import_utils import is_scipy_available
 
 from fastsample.integrations.diffusers.swap import classes
 
@@ -119,7 +120,9 @@ def product(*parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-REMAPS: list[dict[str, Any]] = [{}, *({f"use_{kind}_sigmas": True} for kind in ("karras", "exponential", "beta"))]
+REMAPS: list[dict[str, Any]] = [{}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}]
+if is_scipy_available():
+    REMAPS.append({"use_beta_sigmas": True})
 SPACINGS: list[dict[str, Any]] = [
     {"timestep_spacing": "linspace"},
     {"timestep_spacing": "leading", "steps_offset": 1},
