@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastsample import row
+from fastsample.grids import make_path
 from fastsample.path import Path
 from fastsample.plan import make_plan
 from fastsample.solvers.singlestep import order_list
 
-from .golden_cases import cases
-from .orders import order
+from .golden_cases import Replay, cases
+from .orders import VP, order
 from .test_solvers_golden import check
 
 NAMES = {"dpmsolver++": "dpmpp", "dpmsolver": "dpm", "sde-dpmsolver++": "sde-dpmpp"}
@@ -105,6 +107,51 @@ def test_kdpm2(case):
     two_stage(case, "dpm-2", np.append(case["sched_sigmas"][:-2:2], 0.0))
 
 
+@pytest.mark.parametrize("case", family("KDPM2AncestralDiscreteScheduler"), ids=str)
+def test_kdpm2_ancestral(case):
+    sigmas = np.append(case["sched_sigmas"][:-2:2], 0.0)  # one draw per step, which the row of its second call uses
+    options = {"prediction": case.cfg["prediction"], "input_scaling": "vp", "time": case["eval_t"]}
+    plan = make_plan("dpm-2-ancestral", Path(np.ones_like(sigmas), sigmas), **options)
+    check(case, plan, draws=lambda n: case["noise"][n // 2 - 1])
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("case", [c for c in cases("kdiffusion_ode") if c.cfg["sampler"] == "dpm_fast"], ids=str)
+def test_dpm_fast(case, anchored):
+    cfg = case.cfg
+    sigmas = np.geomspace(cfg["sigma_max"], cfg["sigma_min"], cfg["n"] + 1)
+    plan = make_plan("dpm-fast", Path(np.ones_like(sigmas), sigmas), prediction="x0", anchored=anchored)
+    check(case, plan, times=1e-14)
+
+
+def test_dpm_fast_is_3s_on_its_own_levels():
+    """On a path even in log-SNR its rows are those of dpm-3s.  A last group of one (n mod 3 is not 2) is a single
+    step of first order, whose error of h^2 is that of the run; else the order is 3."""
+    path = make_path(VP, "log-snr", 14, t_max=0.6, t_min=0.05)
+    fast = make_plan("dpm-fast", path, schedule="vp-linear")  # groups 3, 3, 3, 3, 2
+    levels = make_path(VP, "log-snr", 15, t_max=0.6, t_min=0.05)[:13]
+    same = make_plan("dpm-3s", levels, orders=[3] * 4)
+    assert fast.table[:12, : row.TIME] == pytest.approx(same.table[:, : row.TIME], abs=1e-12)
+    assert fast.t[:12] == pytest.approx(same.t, abs=1e-12)
+    assert order("dpm-fast", (96, 192)) == pytest.approx(2.0, abs=0.12)
+    assert order("dpm-fast", (98, 194)) == pytest.approx(3.0, abs=0.12)
+
+
+def test_dpm_fast_to_clean_data_and_with_noise():
+    """The last call leads to sigma = 0; noise of any eta keeps the law."""
+    path = make_path(VP, "log-snr", 9)
+    onward = Path(np.append(path.alpha, 1.0), np.append(path.sigma, 0.0), np.append(path.t, 0.0))
+    clean = make_plan("dpm-fast", onward, prediction="x0")
+    assert clean.nfe == 10
+    x = np.array([0.3, -0.4])
+    assert Replay(clean, x, lambda i, state: np.array([0.7, -1.3])).x == pytest.approx([0.7, -1.3], rel=1e-14)
+    for eta in (0.0, 0.5, 1.0):
+        plan = make_plan("dpm-fast", path, prediction="x0", eta=eta)
+        unit = np.eye(plan.draws)
+        end = Replay(plan, path.sigma[0] * unit[0], lambda i, x: 0.0 * x, unit).x
+        assert np.linalg.norm(end) == pytest.approx(path.sigma[-1], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     "case", [c for c in cases("flowmatch_diffusers") if c.cfg["scheduler"] == "FlowMatchHeun"], ids=str
 )
@@ -144,3 +191,17 @@ def test_order_of_convergence(row, expected):
 def test_without_noise_they_are_ode_solvers(name):
     expected = {"euler-ancestral": 1.0}.get(name, 2.0)
     assert order(name, (80, 160), eta=0.0) == pytest.approx(expected, abs=0.12)
+
+
+def test_scaled_inputs_fit_the_row():
+    """State, scaled input and what the step keeps are three outputs; only noisy groups of three keep one more."""
+    path = Path(np.ones(5), [9.0, 4.0, 1.5, 0.5, 0.1])
+    x, e, xi = np.array([0.3, -0.4]), np.array([0.2, 0.9]), np.array([0.1, 0.8])
+    for name, options in (("sde-dpmpp-2s", {}), ("dpmpp-sde", {"r": 0.4}), ("heun", {"anchored": True})):
+        ends = []
+        for scaling in ("none", "vp"):
+            plan = make_plan(name, path, prediction="x0", input_scaling=scaling, **options)
+            ends.append(Replay(plan, x, [e] * plan.nfe, [xi] * plan.draws).x)
+        assert ends[0] == pytest.approx(ends[1], rel=1e-12)
+    with pytest.raises(ValueError, match="input_scaling: a row of 'sde-dpmpp-3s'"):
+        make_plan("sde-dpmpp-3s", path, input_scaling="vp")

@@ -2,6 +2,7 @@
 
 from fastsample.solvers import consistency as consistency
 from fastsample.solvers import deis as deis
+from fastsample.solvers import dpm_fast as dpm_fast
 from fastsample.solvers import dualfast as dualfast
 from fastsample.solvers import edm as edm
 from fastsample.solvers import first_order, multistep

@@ -93,9 +93,11 @@ def assemble(
             outputs.append((len(slots) - 1, made.x0, 1.0))
         outputs += [(named[name], combo, 1.0) for name, combo in made.keep.items()]
         if len(outputs) > row.MAX_OUTPUTS:
+            blame = "denoised" if shared["denoised"] else "input_scaling"
             raise ValueError(
-                f"denoised: a row of {solver!r} with history, scaled input and x0 preview would have {len(outputs)} "
-                f"outputs, allowed are {row.MAX_OUTPUTS}; let the network scale its own input (input_scaling='none')"
+                f"{blame}: a row of {solver!r} with history, kept tensors, scaled input and x0 preview would have "
+                f"{len(outputs)} outputs, allowed are {row.MAX_OUTPUTS}; let the network scale its own input "
+                "(input_scaling='none')"
             )
         shares = (1.0,) if weights is None else (weights[i], 1.0 - weights[i])
         columns: dict[str | int, list[tuple[int, float]]] = {"x": [(0, 1.0)]}

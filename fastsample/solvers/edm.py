@@ -91,7 +91,7 @@ def dpmpp_2s_ancestral(path: Path, *, eta: float, s_noise: float, schedule: str 
 
 
 def dpmpp_sde(path: Path, *, eta: float, s_noise: float, r: float, schedule: str | None) -> list[Step]:
-    """DPM-Solver++ 2S on the SDE with noise in both calls; the start of the step is kept for the second."""
+    """DPM-Solver++ 2S on the SDE with noise in both calls; what the second needs of the start is kept."""
     check_range("eta", eta, 0.0)
     check_range("s_noise", s_noise, 0.0)
     if not 0.0 < check_range("r", r, 0.0, 1.0) <= 1.0:
@@ -104,10 +104,9 @@ def dpmpp_sde(path: Path, *, eta: float, s_noise: float, r: float, schedule: str
         middle = between(i, start.lam + r * (end.lam - start.lam))
         first = transfer(i, start, middle, _up(start, middle, eta), s_noise=s_noise)
         second = transfer(i, start, end, _up(start, end, eta), s_noise=s_noise)
-        share = 1.0 / (2.0 * r)
-        steps.append(dataclasses.replace(first, keep={"anchor": {"x": 1.0}}))
-        b = second.b[0]
-        steps.append(Step(i, middle, 0.0, (share * b, (1.0 - share) * b), second.c, saved={"anchor": second.a}))
+        share, b = 1.0 / (2.0 * r), second.b[0]
+        steps.append(dataclasses.replace(first, keep={"anchor": {"x": second.a, 0: (1.0 - share) * b}}))
+        steps.append(Step(i, middle, 0.0, (share * b,), second.c, saved={"anchor": 1.0}))
     return steps
 
 

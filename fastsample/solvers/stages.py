@@ -108,8 +108,14 @@ def stages(
     """The rows of one Runge-Kutta step: calls at the start and at every inner stage.
 
     The start is recovered from the stage's own state, x = (y - sum_j weights_j D_j) / a, so that nothing else is kept;
-    ``anchored`` keeps it (the same numbers unless somebody edits the state between the calls).
+    ``anchored`` keeps it (the same numbers unless somebody edits the state between the calls); with one inner stage,
+    what the last row needs of the start and of its call is one tensor.
     """
+    if anchored and len(inner) == 1:
+        middle = inner[0]
+        whole: dict[str, Mix] = {"anchor": {"x": end.a, 0: end.weights[0]}}
+        first = Step(i, start, middle.a, (middle.weights[0],), form=form, keep=whole)
+        return [first, Step(i, middle.at, 0.0, (end.weights[1],), form=form, saved={"anchor": 1.0})]
     steps = []
     before = Stage(start, 1.0, ())
     for m, after in enumerate([*inner, end]):
