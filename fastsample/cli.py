@@ -140,12 +140,13 @@ def plan(solver: str, options: Sequence[str], traceback: bool, as_json: bool, **
 @click.argument("name", required=False)
 def solvers(name: str | None) -> None:
     """List the solvers, or describe one."""
+    from . import procedures
     from . import solvers as registry
 
     if name is not None:
         click.echo(registry.describe(name))
         return
-    known = registry.solvers().values()
+    known: list[Any] = [*registry.solvers().values(), *procedures.procedures().values()]
     width = max(len(s.name) for s in known)
     click.echo(f"{'solver':{width}}  order  calls/step  noise  what it is")
     for s in known:

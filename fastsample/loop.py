@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import noise as keyed
+from . import procedures
 from .models.network import Network, Predictor, as_network
 from .path import Path
 from .plan import Plan, make_plan
@@ -77,6 +78,7 @@ def sample(
         solver, steps, schedule, grid: name of the solver (default ``"dpmpp-2m"``), number of steps (20), name or object
             of the schedule (the model's own, else ``"vp-linear"``), name of the grid or list of times (`usual_grid`).
         path: a `Path` in place of steps, schedule and grid.
+            A solver with adaptive steps takes from these the two ends and what lies between them.
         plan: a ready `Plan` in place of solver, path, prediction, guidance and options.
         prediction: what the model predicts, if it does not say so itself.
         guidance: weight w of classifier-free guidance, ``w cond + (1 - w) uncond``, or one per network call. Without
@@ -108,18 +110,13 @@ def sample(
     network = as_network(model, prediction=prediction if plan is None else None)
     state = _state(x, network, dtype, device)
     kind, first = _start(x, start)
+    procedure = None if plan is not None else procedures.get(solver)
     if plan is None:
-        plan = plan_for(
-            network,
-            solver=solver,
-            steps=steps,
-            schedule=schedule,
-            grid=grid,
-            path=path,
-            guidance=guidance,
-            start=first,
-            **options,
-        )
+        choice = {"schedule": schedule, "grid": grid, "path": path, "guidance": guidance, "start": first, **options}
+        if procedure is None:
+            plan = plan_for(network, solver=solver, steps=steps, **choice)
+        else:
+            begin = _procedure_for(network, procedure, steps=steps, denoised=denoised, **choice)
     else:
         given = {"solver": solver, "steps": steps, "schedule": schedule, "grid": grid, "path": path}
         given |= {"prediction": prediction, "guidance": guidance, **options}
@@ -129,16 +126,18 @@ def sample(
         if first is not None and first != 0:
             raise ValueError("start: got a ready plan too; make that of path[start:], and give start=0")
         _check_fit(plan, model, network)
-    if denoised:
+    if denoised and plan is not None:
         plan = plan.with_denoised()
 
     key = None if noise is not None else _keys(seed, sample_ids, len(state), state.device)
     with torch.set_grad_enabled(grad):  # what is made here outlives the run: ordinary tensors
-        run = PlanRun(plan, state, start=kind, key=key, noise=noise, input_dtype=network.dtype, grad=grad)
+        shared: dict[str, Any] = {"start": kind, "key": key, "noise": noise, "input_dtype": network.dtype, "grad": grad}
+        run: Run = begin(state, **shared) if plan is None else PlanRun(plan, state, **shared)
         predict = _predictor(network, run.guided, cond, uncond, state)
-        states = _Recorder(run, plan.path.steps, grad) if return_trajectory else None
+        known, title = (None, str(solver)) if plan is None else (plan.path.steps, plan.solver)
+        states = _Recorder(run, known, grad) if return_trajectory else None
         hooks = [hook for hook in (states, callback and _caller(run, callback)) if hook is not None]
-        with _Bar(progress, run.calls, plan.solver) as advance, torch.inference_mode(not grad):
+        with _Bar(progress, run.calls, title) as advance, torch.inference_mode(not grad):
             drive(run, predict, [*hooks, *advance])
         if check:
             check_finite(run.state)
@@ -264,18 +263,52 @@ def plan_for(
         raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
     if start is not None:
         path = path[_first_step(start, path.steps) :]
+    return make_plan(solver or SOLVER, path, guidance=guidance, **_of_network(network, path), **options)
+
+
+def _of_network(network: Network, path: Path) -> dict[str, Any]:
+    """What a network says of itself, as arguments of `make_plan`."""
     scaling = network.input_scaling
     if scaling == "vp" and network.dtype is None and np.allclose(path.alpha**2 + path.sigma**2, 1, rtol=0, atol=1e-12):
         scaling = "none"  # the state is normalised already: one tensor less to write
-    return make_plan(
-        solver or SOLVER,
-        path,
-        prediction=network.prediction,
-        guidance=guidance,
-        time=network.time,
-        input_scaling=scaling,
-        **options,
-    )
+    return {"prediction": network.prediction, "time": network.time, "input_scaling": scaling}
+
+
+def _procedure_for(
+    network: Network,
+    procedure: procedures.Procedure,
+    *,
+    steps: int | None,
+    schedule: Any,
+    grid: Any,
+    path: Path | None,
+    guidance: Any,
+    start: int | float | None,
+    denoised: bool,
+    **options: Any,
+) -> Callable[..., Run]:
+    """What begins the run of a procedure, once its state is known."""
+    from .schedules import make_schedule
+    from .solvers import registry
+    from .solvers.assemble import DEFAULTS
+
+    between = None
+    if path is None:
+        schedule = network.schedule if schedule is None else schedule
+        between = make_schedule(SCHEDULE if schedule is None else schedule)
+        path = usual_path(procedure.name, between, grid, steps)
+    elif not (steps is None and schedule is None and grid is None):
+        raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
+    if start is not None:
+        path = path[_first_step(start, path.steps) :]
+    shared = {name: options.pop(name, default) for name, default in DEFAULTS.items()}
+    shared |= {"guidance": guidance, "denoised": denoised, **_of_network(network, path)}
+    values = registry.complete(procedure, options)
+
+    def begin(x: Tensor, **given: Any) -> Run:
+        return procedure.make(procedures.Setting(path, between, shared, x, **given), **values)
+
+    return begin
 
 
 def usual_path(solver: str, schedule: Any = None, grid: Any = None, steps: int | None = None) -> Path:
@@ -286,7 +319,7 @@ def usual_path(solver: str, schedule: Any = None, grid: Any = None, steps: int |
 
     schedule = make_schedule(SCHEDULE if schedule is None else schedule)
     grid = usual_grid(schedule) if grid is None else grid
-    ends = registry.find(solver).ends
+    ends = (procedures.get(solver) or registry.find(solver)).ends
     final = "end" if ends != "clean" and isinstance(grid, str) else None
     path = make_path(schedule, grid, STEPS if steps is None else steps, final=final)
     return path.reversed() if ends == "inverse" and not path.reverse else path
@@ -331,11 +364,11 @@ def _predictor(network: Network, guided: bool, cond: Any, uncond: Any, state: Te
 class _Recorder:
     """Keeps the states of the path; its memory is taken before the first call."""
 
-    def __init__(self, run: PlanRun, steps: int, grad: bool) -> None:
-        self._run, self._count = run, 1
+    def __init__(self, run: Run, steps: int | None, grad: bool) -> None:
+        self._run, self._count, self._grad = run, 1, grad
         self._kept: list[Tensor] | Tensor
-        if grad:
-            self._kept = [run.state]
+        if grad or steps is None:
+            self._kept = [run.state if grad else run.state.clone()]
         else:
             self._kept = run.state.new_empty((steps + 1, *run.state.shape))
             self._kept[0].copy_(run.state)
@@ -344,7 +377,7 @@ class _Recorder:
         if not self._run.ends_step(call):
             return
         if isinstance(self._kept, list):
-            self._kept.append(self._run.state)
+            self._kept.append(self._run.state if self._grad else self._run.state.clone())
         else:
             self._kept[self._count].copy_(self._run.state)
         self._count += 1

@@ -55,6 +55,9 @@ class StepInfo:
 class Run(Protocol):
     """What a loop needs of a sampler at work."""
 
+    guided: bool
+    """Whether it wants a pair of outputs."""
+
     @property
     def calls(self) -> int | None:
         """How many calls there will be; None if nobody knows."""
@@ -129,6 +132,13 @@ class PlanRun:
     def state(self) -> Tensor:
         return self._slots[0]
 
+    def slot(self, name: str) -> Tensor:
+        """The tensor of the slot ``name`` as it is now; ``ValueError`` if the plan has none of that name."""
+        names = [slot.name for slot in self.plan.slots]
+        if name not in names:
+            raise ValueError(f"name: got {name!r}, allowed are {', '.join(names)}")
+        return self._slots[names.index(name)]
+
     def ends_step(self, call: int) -> bool:
         steps = self.plan.step_of
         return call + 1 == len(steps) or steps[call + 1] != steps[call]
@@ -157,7 +167,7 @@ class PlanRun:
             for term, branch in places:
                 terms[term] = told if branch is None else told[branch]
             if late:
-                noise = self._noises(self.plan.table[call])[1]
+                noise = self.noises(self.plan.table[call])[1]
             if reduce is None:
                 apply(outs, terms, table, step, key, noise)
             else:
@@ -174,7 +184,7 @@ class PlanRun:
                 self._check(told)
             pair = told if self.guided else (told, told)
             terms: list[Any] = [slots[j] if j >= 0 else pair[-1 - j] for j in call.terms]
-            key, noise = self._noises(self.plan.table[i])
+            key, noise = self.noises(self.plan.table[i])
             step, casts = self._device.steps[i], self._casts(terms, call)
             made = apply(terms, self._device.table, step, key, noise, len(call.outputs), casts)
             for j, value in zip(call.outputs, made, strict=True):
@@ -188,7 +198,7 @@ class PlanRun:
     def _begin(self, x: Tensor, start: str) -> None:
         outputs = self.plan.prologue.outputs
         row_number = STARTS.index(start)
-        key, noise = self._noises(self.plan.starts[row_number])
+        key, noise = self.noises(self.plan.starts[row_number])
         table, step = self._device.starts, self._device.steps[row_number]
         if self.grad:
             dtypes = self._casts([x], self.plan.prologue)
@@ -207,11 +217,11 @@ class PlanRun:
             places = tuple((n, -1 - j if guided else None) for n, j in enumerate(call.terms) if j < 0)
             terms = [slots[j] if j >= 0 else None for j in call.terms]
             outs = [slots[j] for j in call.outputs]
-            key, noise = (None, []) if quiet else self._noises(self.plan.table[i])
+            key, noise = (None, []) if quiet else self.noises(self.plan.table[i])
             prepared.append(((slots[call.ask], self._t[i]), outs, terms, steps[i], key, noise, places))
         return prepared
 
-    def _noises(self, values: Array) -> tuple[Tensor | None, list[Tensor]]:
+    def noises(self, values: Array) -> tuple[Tensor | None, list[Tensor]]:
         """Key and noise tensors of a row; neither if it uses no noise."""
         weights = values[_NOISE_WEIGHTS]
         if not weights.any():

@@ -10,6 +10,7 @@ from fastsample import row
 from fastsample.loop import plan_for
 from fastsample.models.mixture import GaussianMixture
 from fastsample.plan import Plan
+from fastsample.procedures import Procedure, procedures
 from fastsample.solvers import registry
 from fastsample.solvers.registry import Solver
 
@@ -24,7 +25,7 @@ def table() -> str:
         "| solver | what it is | order | calls per step | noise | terms read | outputs written | paper |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    lines += [_line(solver) for solver in registry.solvers().values()]
+    lines += [_line(solver) for solver in (*registry.solvers().values(), *procedures().values())]
     return "\n".join(lines)
 
 
@@ -39,12 +40,12 @@ def traffic(plan: Plan) -> tuple[int, int]:
     return reads, writes
 
 
-def _line(solver: Solver) -> str:
+def _line(solver: Solver | Procedure) -> str:
     name = f"`{solver.name}`" + "".join(f", `{alias}`" for alias in solver.aliases)
     try:
         plan = plan_for(GaussianMixture.ring().network("eps"), solver=solver.name, steps=STEPS)
         reads, writes = map(str, traffic(plan))
-    except ValueError:  # needs options or a grid of its own
+    except ValueError:  # needs options or a grid of its own, or has no plan
         reads = writes = "-"
     noise = "yes" if solver.stochastic else "no"
     return (

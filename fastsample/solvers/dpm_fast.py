@@ -12,12 +12,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastsample.path import Level, Path
+from fastsample.path import Level, Path, step_size
 from fastsample.solvers.calculus import adams
 from fastsample.solvers.first_order import ancestral_noise, identity, pairs, same, transfer
 from fastsample.solvers.registry import Solver, add, check_range
 from fastsample.solvers.singlestep import order_list
-from fastsample.solvers.stages import Between, Stage, stages
+from fastsample.solvers.stages import Inside, Stage, stages
 from fastsample.solvers.step import Step
 
 
@@ -27,7 +27,7 @@ def dpm_fast(path: Path, *, eta: float, s_noise: float, schedule: str | None, an
     Args:
         eta: each group ends below its level, where noise brings it back up (0: the probability flow).
         s_noise: factor of that noise.
-        schedule: of the levels between those of the path, see ``Between``.
+        schedule: of the levels between those of the path, see ``stages.Between``.
         anchored: keep the start of a group instead of recovering it from the stages.
     """
     check_range("eta", eta, 0.0)
@@ -40,7 +40,7 @@ def dpm_fast(path: Path, *, eta: float, s_noise: float, schedule: str | None, an
     steps: list[Step] = []
     if calls:
         orders, floor = order_list(3, calls), levels[calls].lam
-        inside = _Inside(path, schedule)
+        inside = Inside(path, schedule)
         bounds = np.linspace(levels[0].lam, floor, len(orders) + 1)[1:-1]
         ends = [levels[0], *(inside(float(lam)) for lam in bounds), levels[calls]]
         for order, (start, end) in zip(orders, pairwise(ends), strict=True):
@@ -50,15 +50,28 @@ def dpm_fast(path: Path, *, eta: float, s_noise: float, schedule: str | None, an
     return steps
 
 
-class _Inside:
-    """Levels anywhere on a path, by half log-SNR."""
+def even_group(form: str, order: int, start: Level, end: Level, inside: Inside) -> tuple[list[Stage], Stage]:
+    """Stages and end of one DPM-Solver step of ``order`` calls, its stages even in log-SNR."""
+    inner: list[Stage] = []
+    for k in range(1, order):
+        at = inside(start.lam + k / order * step_size(start, end))
+        a, b, _ = adams(form, start, at, [] if k == 1 else [1.0 / k])
+        inner.append(Stage(at, a, b))
+    # the last row uses the first call and the latest one
+    nodes = [] if order == 1 else [(order - 1) / order]
+    a, b, _ = adams(form, start, end, nodes, "mid" if order == 2 else "exact")
+    return inner, Stage(end, a, b if order < 3 else [b[0], 0.0, b[1]])
 
-    def __init__(self, path: Path, schedule: str | None) -> None:
-        self._lam, self._between = path.lam, Between(path, schedule)
 
-    def __call__(self, lam: float) -> Level:
-        step = int(np.searchsorted(self._lam, lam, side="right")) - 1
-        return self._between(min(max(step, 0), len(self._lam) - 2), lam)
+def below(start: Level, end: Level, eta: float, floor: float) -> tuple[Level, float]:
+    """Where an ancestral step ends before its noise, at the scale of ``end`` and not below the half log-SNR ``floor``
+    (there the network may know nothing), and the standard deviation of the noise that leads to ``end``."""
+    if eta == 0.0:
+        return end, 0.0
+    up = min(end.sigma, ancestral_noise(start, end, eta))
+    rho = max(math.sqrt(max(end.sigma**2 - up * up, 0.0)) / end.alpha, math.exp(-floor))
+    down = Level(end.alpha, end.alpha * rho, end.t)
+    return down, math.sqrt(max(end.sigma**2 - down.sigma**2, 0.0))
 
 
 def _group(
@@ -69,26 +82,14 @@ def _group(
     floor: float,
     eta: float,
     s_noise: float,
-    inside: _Inside,
+    inside: Inside,
     anchored: bool,
 ) -> list[Step]:
     if same(start, end):
         return [identity(first + k, start, "eps") for k in range(order)]
-    up = min(end.sigma, ancestral_noise(start, end, eta))
-    # not below the last level, where the network may know nothing
-    rho = max(math.sqrt(max(end.sigma**2 - up * up, 0.0)) / end.alpha, math.exp(-floor)) if up else end.rho
-    down = Level(end.alpha, end.alpha * rho, end.t)
-    up = math.sqrt(max(end.sigma**2 - down.sigma**2, 0.0)) if up else 0.0
-    inner: list[Stage] = []
-    for k in range(1, order):
-        at = inside(start.lam + k / order * (down.lam - start.lam))
-        a, b, _ = adams("eps", start, at, [] if k == 1 else [1.0 / k])
-        inner.append(Stage(at, a, b))
-    # the last row uses the first call and the latest one
-    nodes = [] if order == 1 else [(order - 1) / order]
-    a, b, _ = adams("eps", start, down, nodes, "mid" if order == 2 else "exact")
-    weights = b if order < 3 else [b[0], 0.0, b[1]]
-    rows = stages(first, start, inner, Stage(end, a, weights), "eps", anchored)
+    down, up = below(start, end, eta, floor)
+    inner, last = even_group("eps", order, start, down, inside)
+    rows = stages(first, start, inner, last, "eps", anchored)
     rows = [dataclasses.replace(row, index=first + k) for k, row in enumerate(rows)]
     return [*rows[:-1], dataclasses.replace(rows[-1], c=s_noise * up)]
 

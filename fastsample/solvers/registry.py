@@ -6,9 +6,12 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastsample.solvers.step import Step
+
+if TYPE_CHECKING:
+    from fastsample.procedures.registry import Procedure
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,10 @@ _names: dict[str, str] = {}
 def add(solver: Solver) -> Solver:
     """Register a solver.  Raises ``ValueError`` when one of its names is taken."""
     for name in (solver.name, *solver.aliases):
-        if _key(name) in _names:
-            raise ValueError(f"name: {name!r} is taken by the solver {_names[_key(name)]!r}")
+        if key_of(name) in _names:
+            raise ValueError(f"name: {name!r} is taken by the solver {_names[key_of(name)]!r}")
     for name in (solver.name, *solver.aliases):
-        _names[_key(name)] = solver.name
+        _names[key_of(name)] = solver.name
     _solvers[solver.name] = solver
     return solver
 
@@ -54,14 +57,18 @@ def find(name: str) -> Solver:
     """The solver of a name or alias; case, ``_`` and spaces do not matter.  Raises ``ValueError`` with close names."""
     if not isinstance(name, str):
         raise TypeError(f"solver: got {type(name).__name__}, allowed is a name (str)")
-    if _key(name) not in _names:
-        close = difflib.get_close_matches(_key(name), _names, n=3, cutoff=0.5)
+    if key_of(name) not in _names:
+        from fastsample import procedures
+
+        if procedures.get(name) is not None:
+            raise ValueError(f"solver: {name!r} has no plan, its steps depend on the data; use fastsample.sample")
+        close = difflib.get_close_matches(key_of(name), _names, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(_names[c] for c in dict.fromkeys(close))}?" if close else ""
         raise ValueError(f"solver: got {name!r}, allowed are {', '.join(sorted(_solvers))}{hint}")
-    return _solvers[_names[_key(name)]]
+    return _solvers[_names[key_of(name)]]
 
 
-def complete(solver: Solver, options: Mapping[str, Any]) -> dict[str, Any]:
+def complete(solver: Solver | Procedure, options: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults updated by ``options``.  Raises ``ValueError`` for a name that the solver does not have."""
     known = dict(solver.options)
     if solver.more is not None:
@@ -86,8 +93,10 @@ def solvers() -> Mapping[str, Solver]:
 
 
 def describe(name: str) -> str:
-    """A few lines on one solver: what it does, its paper, its options with their defaults."""
-    s = find(name)
+    """A few lines on one solver or procedure: what it does, its paper, its options with their defaults."""
+    from fastsample import procedures
+
+    s = procedures.get(name) or find(name)
     lines = [
         f"{s.name}{f' (also {chr(44).join(s.aliases)})' if s.aliases else ''}: {s.about}",
         f"  order {s.order}, {s.nfe} network call(s) per step, {'stochastic' if s.stochastic else 'deterministic'}",
@@ -97,7 +106,13 @@ def describe(name: str) -> str:
     return "\n".join(lines)
 
 
-def _key(name: str) -> str:
+def knows(name: str) -> bool:
+    """Whether a solver has this name or alias."""
+    return key_of(name) in _names
+
+
+def key_of(name: str) -> str:
+    """What is compared of a name."""
     return name.lower().replace("_", "-").replace(" ", "-").replace("++", "pp")
 
 

@@ -93,6 +93,17 @@ class Between:
         return float(factor) * sigma if np.allclose(path.t, factor * path.sigma, rtol=CLOSE, atol=0.0) else None
 
 
+class Inside:
+    """Levels anywhere on a path, by half log-SNR; see ``Between``."""
+
+    def __init__(self, path: Path, schedule: str | Schedule | None = None) -> None:
+        self._lam, self._between = path.lam, Between(path, schedule)
+
+    def __call__(self, lam: float) -> Level:
+        step = int(np.searchsorted(self._lam, lam, side="right")) - 1
+        return self._between(min(max(step, 0), len(self._lam) - 2), lam)
+
+
 @dataclass(frozen=True)
 class Stage:
     """``y = a x + sum_j weights[j] D_j``: the state at the level ``at``, made of the step's start and its calls."""
