@@ -101,7 +101,7 @@ def test_error_follows_the_tolerance(name, order, form):
 
 
 def test_through_the_loop():
-    """By name, on the model's own schedule: near what many steps of a plan give; to the bit again; less memory of x."""
+    """By name, on the model's own schedule: near what many steps of a plan give; the same bits again."""
     model, shape = GaussianMixture.ring(), (16, 2)
     calls = []
     out = sample(model, shape, solver="dpm-adaptive", rtol=1e-3, atol=1e-4, seed=3, callback=calls.append)
@@ -163,15 +163,15 @@ def test_networks(network):
 
 
 def test_noise_keeps_the_law():
-    """eta = 1 on data N(0, 1/4): the variance of 20000 ends within 4 sqrt(2/n) = 4 % of the truth and the method's own
-    2 % at this tolerance; false alarm 6e-5, seed fixed."""
+    """On data N(0, 1/4) the variance of 20000 ends is within 4 sqrt(2/n) = 4 % of the truth: false alarm 6e-5 each,
+    seed fixed; the method's own error at this tolerance is below 0.2 %."""
     path = Path(np.ones(2), [20.0, 0.02])
     x = 20.0 * torch.randn(20000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ends = []
     for eta in (0.0, 1.0):
-        run = begin("dpm-adaptive", path, x, rtol=1e-3, atol=1e-3, eta=eta)
+        run = begin("dpm-adaptive", path, x, rtol=1e-4, atol=1e-4, eta=eta)
         drive(run, lambda x, t: 0.25 / (0.25 + t[:, None] ** 2) * x)
-        assert float(run.state.var()) == pytest.approx(0.25 + 0.02**2, rel=0.06)
+        assert float(run.state.var()) == pytest.approx(0.25 + 0.02**2, rel=0.04)
         ends.append(run.state)
     correlation = torch.corrcoef(torch.cat([ends[1], x], 1).T)[0, 1]
     assert abs(correlation) < 0.3
