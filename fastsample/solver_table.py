@@ -25,7 +25,8 @@ def table() -> str:
         "| solver | what it is | order | calls per step | noise | terms read | outputs written | paper |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    lines += [_line(solver) for solver in (*registry.solvers().values(), *procedures().values())]
+    known: list[Solver | Procedure] = [*registry.solvers().values(), *procedures().values()]
+    lines += [_line(solver) for solver in known]
     return "\n".join(lines)
 
 
