@@ -126,7 +126,7 @@ def compare(solvers: str, nfe: str, traceback: bool, **choice: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
 def plan(solver: str, options: Sequence[str], traceback: bool, as_json: bool, **choice: Any) -> None:
     """Print the table of a solver."""
-    from .loop import usual_path
+    from .choosing import usual_path
     from .plan import make_plan
 
     path = usual_path(solver, choice["schedule"], choice["grid"], choice["steps"])

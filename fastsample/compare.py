@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from . import info, report
+from .choosing import plan_for
 from .job import _device, _labels, _shape
-from .loop import plan_for, sample
+from .loop import sample
 from .models.loading import load_model
 from .models.mixture import GaussianMixture
 from .models.network import Network

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from . import info, report
-from .loop import plan_for, sample
+from .choosing import plan_for
+from .loop import sample
 from .models.loading import _brief, load_model
 from .models.network import Network
 

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import noise as keyed
 from . import procedures
+from .choosing import check_fit, plan_for, procedure_for
 from .models.network import Network, Predictor, as_network
 from .path import Path
-from .plan import Plan, make_plan
+from .plan import Plan
 from .run import Noise, PlanRun, Run, StepInfo
 
-if TYPE_CHECKING:
-    from .schedules import Schedule
-
-__all__ = ["StepInfo", "StopSampling", "Trajectory", "check_finite", "drive", "plan_for", "sample", "usual_grid"]
+__all__ = ["StepInfo", "StopSampling", "Trajectory", "check_finite", "drive", "sample"]
 
 Callback = Callable[[StepInfo], Any]
 Seed = int | Sequence[int] | torch.Generator
 
-SOLVER, SCHEDULE, STEPS = "dpmpp-2m", "vp-linear", 20  # of those who do not choose
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -66,6 +62,7 @@ def sample(
     device: torch.device | str | None = None,
     grad: bool = False,
     check: bool = True,
+    stats: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """Draw samples.
@@ -98,6 +95,9 @@ def sample(
         dtype, device: of the state; by default those of ``x``, else float32 and where the model's parameters are.
         grad: let gradients pass through the whole run; keeps all of it in memory.
         check: raise ``FloatingPointError`` if the samples are not finite. One look at the end, the only host read.
+        stats: a dict that is filled with what the run says of itself at its end, as JSON values: ``solver``, ``nfe``
+            (network calls made) and, of samplers that decide while they run, such as acceptance rates. May read the
+            device.
         options: for the solver, such as ``eta``; see ``fastsample solvers``.
 
     Returns:
@@ -116,7 +116,7 @@ def sample(
         if procedure is None:
             plan = plan_for(network, solver=solver, steps=steps, **choice)
         else:
-            begin = _procedure_for(network, procedure, steps=steps, denoised=denoised, **choice)
+            begin = procedure_for(network, procedure, steps=steps, denoised=denoised, **choice)
     else:
         given = {"solver": solver, "steps": steps, "schedule": schedule, "grid": grid, "path": path}
         given |= {"prediction": prediction, "guidance": guidance, **options}
@@ -125,7 +125,7 @@ def sample(
             raise ValueError(f"{', '.join(clash)}: got a plan too, which already fixes it; give one of them")
         if first is not None and first != 0:
             raise ValueError("start: got a ready plan too; make that of path[start:], and give start=0")
-        _check_fit(plan, model, network)
+        check_fit(plan, model, network)
     if denoised and plan is not None:
         plan = plan.with_denoised()
 
@@ -138,20 +138,26 @@ def sample(
         states = _Recorder(run, known, grad) if return_trajectory else None
         hooks = [hook for hook in (states, callback and _caller(run, callback)) if hook is not None]
         with _Bar(progress, run.calls, title) as advance, torch.inference_mode(not grad):
-            drive(run, predict, [*hooks, *advance])
+            made = drive(run, predict, [*hooks, *advance])
         if check:
             check_finite(run.state)
+        if stats is not None:
+            more = getattr(run, "stats", None)
+            stats.update({"solver": title, "nfe": made, **({} if more is None else more())})
         return run.state if states is None else Trajectory(run.state, states.value())
 
 
-def drive(run: Run, predict: Predictor, hooks: Sequence[Callable[[int], Any]] = ()) -> None:
-    """Ask and tell until the run is done; each hook is called with the number of the call that was just told."""
+def drive(run: Run, predict: Predictor, hooks: Sequence[Callable[[int], Any]] = ()) -> int:
+    """Ask and tell until the run is done; each hook is called with the number of the call that was just told.
+
+    Returns how many calls were made.
+    """
     asks = run.asks()
     tell = asks.send
     try:
         ask = next(asks)
     except StopIteration:
-        return
+        return 0
     call = 0
     while True:
         output = predict(*ask)
@@ -167,10 +173,10 @@ def drive(run: Run, predict: Predictor, hooks: Sequence[Callable[[int], Any]] = 
                     hook(call)
             except StopSampling:
                 asks.close()
-                return
-        if done:
-            return
+                return call + 1
         call += 1
+        if done:
+            return call
 
 
 def check_finite(x: Tensor) -> None:
@@ -217,118 +223,6 @@ def _start(x: Any, start: int | float | None) -> tuple[str, int | float | None]:
     if isinstance(start, bool) or not isinstance(start, (int, float)):
         raise TypeError(f"start: got {type(start).__name__}, need a step (int) or a fraction of the steps (float)")
     return "data", start
-
-
-def _first_step(start: int | float, steps: int) -> int:
-    if isinstance(start, int):
-        if not 0 <= start < steps:
-            raise ValueError(f"start: got step {start}, allowed are 0..{steps - 1}")
-        return start
-    if not 0 < start <= 1:
-        raise ValueError(f"start: got the fraction {start}, allowed are those in (0, 1]")
-    return steps - max(1, round(start * steps))
-
-
-def _check_fit(plan: Plan, model: Any, network: Network) -> None:
-    """Raise ``ValueError`` if a ready plan contradicts what the model says of itself."""
-    whole = isinstance(model, Network) or callable(getattr(model, "network", None))  # a bare callable says nothing
-    normalised = np.allclose(plan.path.alpha**2 + plan.path.sigma**2, 1, rtol=0, atol=1e-12)
-    for name, made_for, default in (
-        ("prediction", plan.prediction, ""),
-        ("time", plan.options.get("time", "t"), ""),
-        ("input_scaling", plan.options.get("input_scaling", "none"), "vp" if normalised else ""),
-    ):
-        says = getattr(network, name)
-        known = whole or isinstance(getattr(model, name, None), str)
-        if known and isinstance(made_for, str) and says != made_for and not {says, made_for} <= {default, "none"}:
-            raise ValueError(f"plan: was made with {name}={made_for!r}, but the model says {says!r}; make it with that")
-
-
-def plan_for(
-    network: Network,
-    *,
-    solver: str | None = None,
-    steps: int | None = None,
-    schedule: Any = None,
-    grid: Any = None,
-    path: Path | None = None,
-    guidance: Any = None,
-    start: int | float | None = None,
-    **options: Any,
-) -> Plan:
-    """The plan that `sample` runs for these arguments."""
-    if path is None:
-        path = usual_path(solver or SOLVER, schedule if schedule is not None else network.schedule, grid, steps)
-    elif not (steps is None and schedule is None and grid is None):
-        raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
-    if start is not None:
-        path = path[_first_step(start, path.steps) :]
-    return make_plan(solver or SOLVER, path, guidance=guidance, **_of_network(network, path), **options)
-
-
-def _of_network(network: Network, path: Path) -> dict[str, Any]:
-    """What a network says of itself, as arguments of `make_plan`."""
-    scaling = network.input_scaling
-    if scaling == "vp" and network.dtype is None and np.allclose(path.alpha**2 + path.sigma**2, 1, rtol=0, atol=1e-12):
-        scaling = "none"  # the state is normalised already: one tensor less to write
-    return {"prediction": network.prediction, "time": network.time, "input_scaling": scaling}
-
-
-def _procedure_for(
-    network: Network,
-    procedure: procedures.Procedure,
-    *,
-    steps: int | None,
-    schedule: Any,
-    grid: Any,
-    path: Path | None,
-    guidance: Any,
-    start: int | float | None,
-    denoised: bool,
-    **options: Any,
-) -> Callable[..., Run]:
-    """What begins the run of a procedure, once its state is known."""
-    from .schedules import make_schedule
-    from .solvers import registry
-    from .solvers.assemble import DEFAULTS
-
-    between = None
-    if path is None:
-        schedule = network.schedule if schedule is None else schedule
-        between = make_schedule(SCHEDULE if schedule is None else schedule)
-        path = usual_path(procedure.name, between, grid, steps)
-    elif not (steps is None and schedule is None and grid is None):
-        raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
-    if start is not None:
-        path = path[_first_step(start, path.steps) :]
-    shared = {name: options.pop(name, default) for name, default in DEFAULTS.items()}
-    shared |= {"guidance": guidance, "denoised": denoised, **_of_network(network, path)}
-    values = registry.complete(procedure, options)
-
-    def begin(x: Tensor, **given: Any) -> Run:
-        return procedure.make(procedures.Setting(path, between, shared, x, **given), **values)
-
-    return begin
-
-
-def usual_path(solver: str, schedule: Any = None, grid: Any = None, steps: int | None = None) -> Path:
-    """The path of those who do not give one, such that the solver can run it: to clean data where it can end there."""
-    from .grids import make_path
-    from .schedules import make_schedule
-    from .solvers import registry
-
-    schedule = make_schedule(SCHEDULE if schedule is None else schedule)
-    grid = usual_grid(schedule) if grid is None else grid
-    ends = (procedures.get(solver) or registry.find(solver)).ends
-    final = "end" if ends != "clean" and isinstance(grid, str) else None
-    path = make_path(schedule, grid, STEPS if steps is None else steps, final=final)
-    return path.reversed() if ends == "inverse" and not path.reverse else path
-
-
-def usual_grid(schedule: Schedule) -> str:
-    """The grid of those who do not choose: even in log-SNR, then clean data; in time where that is infinite."""
-    ends = schedule.lam(np.array([schedule.t_max, schedule.t_min]))
-    return "exponential" if np.isfinite(ends).all() else "uniform"
 
 
 def _keys(seed: Seed | None, sample_ids: Sequence[int] | Tensor | None, batch: int, device: torch.device) -> Tensor:

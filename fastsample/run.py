@@ -53,7 +53,10 @@ class StepInfo:
 
 
 class Run(Protocol):
-    """What a loop needs of a sampler at work."""
+    """What a loop needs of a sampler at work.
+
+    It may also have ``stats()``, a mapping of JSON values for reports, asked for when the run has ended.
+    """
 
     guided: bool
     """Whether it wants a pair of outputs."""

@@ -7,7 +7,7 @@ from pathlib import Path as File
 import numpy as np
 
 from fastsample import row
-from fastsample.loop import plan_for
+from fastsample.choosing import plan_for
 from fastsample.models.mixture import GaussianMixture
 from fastsample.plan import Plan
 from fastsample.procedures import Procedure, procedures

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastsample import cli
+from fastsample.choosing import plan_for
 from fastsample.compare import energy_distance
-from fastsample.loop import plan_for
 from fastsample.models.mixture import GaussianMixture
 from fastsample.solver_table import PAGE, page, traffic
 from fastsample.solvers import registry

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsample
 from fastsample import GaussianMixture, Network, StopSampling, make_plan, noise, sample
-from fastsample.loop import drive, plan_for
+from fastsample.choosing import plan_for
+from fastsample.loop import drive
 from fastsample.run import PlanRun
 from fastsample.schedules import SCHEDULES
 
@@ -531,3 +532,16 @@ def test_public_names_exist():
     for name in fastsample.__all__:
         assert getattr(fastsample, name) is not None
     assert np.array_equal(sorted(fastsample.__all__), sorted(set(fastsample.__all__)))
+
+
+def test_stats_are_filled_at_the_end():
+    stats: dict = {}
+    sample(Network(rowwise, "eps"), (2, 3), solver="heun", steps=3, seed=0, stats=stats)
+    assert stats == {"solver": "heun", "nfe": 5}
+
+    def stop(info):
+        if info.call == 1:
+            raise StopSampling
+
+    sample(Network(rowwise, "eps"), (2, 3), solver="ddim", steps=5, seed=0, callback=stop, stats=stats)
+    assert stats["nfe"] == 2

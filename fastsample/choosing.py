@@ -1,0 +1,132 @@
+"""What `sample` runs when it is told a solver's name: the path, the plan, or the beginning of a procedure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from . import procedures
+from .models.network import Network
+from .path import Path
+from .plan import Plan, make_plan
+from .run import Run
+
+if TYPE_CHECKING:
+    from .schedules import Schedule
+
+SOLVER, SCHEDULE, STEPS = "dpmpp-2m", "vp-linear", 20  # of those who do not choose
+
+
+def _first_step(start: int | float, steps: int) -> int:
+    if isinstance(start, int):
+        if not 0 <= start < steps:
+            raise ValueError(f"start: got step {start}, allowed are 0..{steps - 1}")
+        return start
+    if not 0 < start <= 1:
+        raise ValueError(f"start: got the fraction {start}, allowed are those in (0, 1]")
+    return steps - max(1, round(start * steps))
+
+
+def check_fit(plan: Plan, model: Any, network: Network) -> None:
+    """Raise ``ValueError`` if a ready plan contradicts what the model says of itself."""
+    whole = isinstance(model, Network) or callable(getattr(model, "network", None))  # a bare callable says nothing
+    normalised = np.allclose(plan.path.alpha**2 + plan.path.sigma**2, 1, rtol=0, atol=1e-12)
+    for name, made_for, default in (
+        ("prediction", plan.prediction, ""),
+        ("time", plan.options.get("time", "t"), ""),
+        ("input_scaling", plan.options.get("input_scaling", "none"), "vp" if normalised else ""),
+    ):
+        says = getattr(network, name)
+        known = whole or isinstance(getattr(model, name, None), str)
+        if known and isinstance(made_for, str) and says != made_for and not {says, made_for} <= {default, "none"}:
+            raise ValueError(f"plan: was made with {name}={made_for!r}, but the model says {says!r}; make it with that")
+
+
+def plan_for(
+    network: Network,
+    *,
+    solver: str | None = None,
+    steps: int | None = None,
+    schedule: Any = None,
+    grid: Any = None,
+    path: Path | None = None,
+    guidance: Any = None,
+    start: int | float | None = None,
+    **options: Any,
+) -> Plan:
+    """The plan that `sample` runs for these arguments."""
+    if path is None:
+        path = usual_path(solver or SOLVER, schedule if schedule is not None else network.schedule, grid, steps)
+    elif not (steps is None and schedule is None and grid is None):
+        raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
+    if start is not None:
+        path = path[_first_step(start, path.steps) :]
+    return make_plan(solver or SOLVER, path, guidance=guidance, **_of_network(network, path), **options)
+
+
+def _of_network(network: Network, path: Path) -> dict[str, Any]:
+    """What a network says of itself, as arguments of `make_plan`."""
+    scaling = network.input_scaling
+    if scaling == "vp" and network.dtype is None and np.allclose(path.alpha**2 + path.sigma**2, 1, rtol=0, atol=1e-12):
+        scaling = "none"  # the state is normalised already: one tensor less to write
+    return {"prediction": network.prediction, "time": network.time, "input_scaling": scaling}
+
+
+def procedure_for(
+    network: Network,
+    procedure: procedures.Procedure,
+    *,
+    steps: int | None,
+    schedule: Any,
+    grid: Any,
+    path: Path | None,
+    guidance: Any,
+    start: int | float | None,
+    denoised: bool,
+    **options: Any,
+) -> Callable[..., Run]:
+    """What begins the run of a procedure, once its state is known."""
+    from .schedules import make_schedule
+    from .solvers import registry
+    from .solvers.assemble import DEFAULTS
+
+    between = None
+    if path is None:
+        schedule = network.schedule if schedule is None else schedule
+        between = make_schedule(SCHEDULE if schedule is None else schedule)
+        path = usual_path(procedure.name, between, grid, steps)
+    elif not (steps is None and schedule is None and grid is None):
+        raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
+    if start is not None:
+        path = path[_first_step(start, path.steps) :]
+    shared = {name: options.pop(name, default) for name, default in DEFAULTS.items()}
+    shared |= {"guidance": guidance, "denoised": denoised, **_of_network(network, path)}
+    values = registry.complete(procedure, options)
+
+    def begin(x: Tensor, **given: Any) -> Run:
+        return procedure.make(procedures.Setting(path, between, shared, x, **given), **values)
+
+    return begin
+
+
+def usual_path(solver: str, schedule: Any = None, grid: Any = None, steps: int | None = None) -> Path:
+    """The path of those who do not give one, such that the solver can run it: to clean data where it can end there."""
+    from .grids import make_path
+    from .schedules import make_schedule
+    from .solvers import registry
+
+    schedule = make_schedule(SCHEDULE if schedule is None else schedule)
+    grid = usual_grid(schedule) if grid is None else grid
+    ends = (procedures.get(solver) or registry.find(solver)).ends
+    final = "end" if ends != "clean" and isinstance(grid, str) else None
+    path = make_path(schedule, grid, STEPS if steps is None else steps, final=final)
+    return path.reversed() if ends == "inverse" and not path.reverse else path
+
+
+def usual_grid(schedule: Schedule) -> str:
+    """The grid of those who do not choose: even in log-SNR, then clean data; in time where that is infinite."""
+    ends = schedule.lam(np.array([schedule.t_max, schedule.t_min]))
+    return "exponential" if np.isfinite(ends).all() else "uniform"
