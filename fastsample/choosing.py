@@ -16,6 +16,7 @@ from .run import Run
 
 if TYPE_CHECKING:
     from .schedules import Schedule
+    from .solvers.registry import Solver
 
 SOLVER, SCHEDULE, STEPS = "dpmpp-2m", "vp-linear", 20  # of those who do not choose
 
@@ -58,6 +59,9 @@ def plan_for(
     **options: Any,
 ) -> Plan:
     """The plan that `sample` runs for these arguments."""
+    from .solvers import registry
+
+    steps = _steps(registry.find(solver or SOLVER), steps, options)
     if path is None:
         path = usual_path(solver or SOLVER, schedule if schedule is not None else network.schedule, grid, steps)
     elif not (steps is None and schedule is None and grid is None):
@@ -93,10 +97,11 @@ def procedure_for(
     from .solvers import registry
     from .solvers.assemble import DEFAULTS
 
-    between = None
+    between, steps = None, _steps(procedure, steps, options)
     if path is None:
-        schedule = network.schedule if schedule is None else schedule
-        between = make_schedule(SCHEDULE if schedule is None else schedule)
+        for known in (network.schedule, procedure.usual.get("schedule"), SCHEDULE):
+            schedule = known if schedule is None else schedule
+        between = make_schedule(schedule)
         path = usual_path(procedure.name, between, grid, steps)
     elif not (steps is None and schedule is None and grid is None):
         raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
@@ -112,15 +117,29 @@ def procedure_for(
     return begin
 
 
+def _steps(entry: Solver | procedures.Procedure, steps: int | None, options: dict[str, Any]) -> int | None:
+    """Number of steps, which may stand among the options under the name that the paper gives to steps."""
+    name = entry.steps_called
+    if name == "steps" or name not in options:
+        return steps
+    if steps is not None:
+        raise ValueError(f"{name}: got steps too, which is the same of {entry.name!r}; give one of them")
+    return options.pop(name)  # type: ignore[no-any-return]  # make_path checks it
+
+
 def usual_path(solver: str, schedule: Any = None, grid: Any = None, steps: int | None = None) -> Path:
     """The path of those who do not give one, such that the solver can run it: to clean data where it can end there."""
     from .grids import make_path
     from .schedules import make_schedule
     from .solvers import registry
 
+    entry = procedures.get(solver) or registry.find(solver)
+    schedule, grid, steps = (
+        entry.usual.get(name) if value is None else value
+        for name, value in (("schedule", schedule), ("grid", grid), ("steps", steps))
+    )
     schedule = make_schedule(SCHEDULE if schedule is None else schedule)
-    grid = usual_grid(schedule) if grid is None else grid
-    ends = (procedures.get(solver) or registry.find(solver)).ends
+    grid, ends = usual_grid(schedule) if grid is None else grid, entry.ends
     final = "end" if ends != "clean" and isinstance(grid, str) else None
     path = make_path(schedule, grid, STEPS if steps is None else steps, final=final)
     return path.reversed() if ends == "inverse" and not path.reverse else path

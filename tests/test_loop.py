@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastsample
 from fastsample import GaussianMixture, Network, StopSampling, make_plan, noise, sample
 from fastsample.choosing import plan_for
+from fastsample.grids import make_path
 from fastsample.loop import drive
 from fastsample.run import PlanRun
 from fastsample.schedules import SCHEDULES
@@ -545,3 +547,17 @@ def test_stats_are_filled_at_the_end():
 
     sample(Network(rowwise, "eps"), (2, 3), solver="ddim", steps=5, seed=0, callback=stop, stats=stats)
     assert stats["nfe"] == 2
+
+
+def test_an_entry_says_what_path_is_usual_and_what_steps_are_called(monkeypatch):
+    from fastsample.solvers import registry
+
+    entry = dataclasses.replace(
+        registry.find("euler"), usual={"steps": 7, "grid": "uniform", "schedule": "cosine"}, steps_called="segments"
+    )
+    monkeypatch.setitem(registry._solvers, "euler", entry)
+    plan = plan_for(Network(rowwise, "eps"), solver="euler")
+    assert plan.path == make_path("cosine", "uniform", 7)
+    assert plan_for(Network(rowwise, "eps"), solver="euler", segments=3).nfe == 3
+    with pytest.raises(ValueError, match="segments: got steps too"):
+        plan_for(Network(rowwise, "eps"), solver="euler", segments=3, steps=3)

@@ -57,6 +57,9 @@ class Procedure:
     options: Mapping[str, Any] = field(default_factory=dict)
     ends: str = "clean"
     more: None = None
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
+    steps_called: str = "steps"
 
 
 _procedures: dict[str, Procedure] = {}

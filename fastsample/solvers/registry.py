@@ -22,7 +22,9 @@ class Solver:
     samplers, whose networks jump, claim none.  ``nfe``: network calls per step.  ``options``: names and defaults.
     ``ends``: what its path may be: ``"clean"`` (to sigma = 0), ``"noisy"`` (to sigma > 0 only) or ``"inverse"`` (from
     data to noise).  ``more``: of a solver that wraps another, the further options (names and defaults) that belong to
-    given ones.
+    given ones.  ``usual``: the path of those who do not choose one: any of ``steps``, ``grid``, ``schedule``.
+    ``model``: the kind of network that it needs: ``""`` (any), ``"ladder"`` or ``"phase-space"``.
+    ``steps_called``: what its paper calls the steps of the path, allowed as an option that sets their number.
     """
 
     name: str
@@ -36,6 +38,9 @@ class Solver:
     options: Mapping[str, Any] = field(default_factory=dict)
     ends: str = "clean"
     more: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
+    steps_called: str = "steps"
 
 
 _solvers: dict[str, Solver] = {}
