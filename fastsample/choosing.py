@@ -61,7 +61,7 @@ def plan_for(
     """The plan that `sample` runs for these arguments."""
     from .solvers import registry
 
-    steps = _steps(registry.find(solver or SOLVER), steps, options)
+    steps = split_steps(registry.find(solver or SOLVER), steps, options)
     if path is None:
         path = usual_path(solver or SOLVER, schedule if schedule is not None else network.schedule, grid, steps)
     elif not (steps is None and schedule is None and grid is None):
@@ -97,7 +97,7 @@ def procedure_for(
     from .solvers import registry
     from .solvers.assemble import DEFAULTS
 
-    between, steps = None, _steps(procedure, steps, options)
+    between, steps = None, split_steps(procedure, steps, options)
     if path is None:
         for known in (network.schedule, procedure.usual.get("schedule"), SCHEDULE):
             schedule = known if schedule is None else schedule
@@ -117,7 +117,7 @@ def procedure_for(
     return begin
 
 
-def _steps(entry: Solver | procedures.Procedure, steps: int | None, options: dict[str, Any]) -> int | None:
+def split_steps(entry: Solver | procedures.Procedure, steps: int | None, options: dict[str, Any]) -> int | None:
     """Number of steps, which may stand among the options under the name that the paper gives to steps."""
     name = entry.steps_called
     if name == "steps" or name not in options:

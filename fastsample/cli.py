@@ -17,6 +17,7 @@ import click
 from . import __version__
 
 _DTYPES = ["float32", "float64", "bfloat16", "float16"]
+_OPEN = {"ignore_unknown_options": True, "allow_extra_args": True}  # those are the solver's
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -61,12 +62,19 @@ def _shared(command: Any) -> Any:
     """Options that make a plan."""
     for option in reversed(
         (
-            click.option("--steps", type=int, default=20, show_default=True, help="Steps of the path."),
+            click.option("--steps", type=int, help="Steps of the path; by default 20 or what is usual for the solver."),
             click.option("--schedule", help="Noise schedule; by default that of the model."),
             click.option("--grid", help="How the steps are spaced; by default evenly in log-SNR, to clean data."),
             click.option("--prediction", help="What the network predicts, if the model does not say so."),
             click.option("--guidance", type=float, help="Weight of classifier-free guidance."),
-            click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="For the solver."),
+            click.option(
+                "-o",
+                "--option",
+                "options",
+                multiple=True,
+                metavar="NAME=VALUE",
+                help="For the solver (sample: or --NAME VALUE).",
+            ),
             click.option("--traceback", is_flag=True, help="Show where an error came from."),
         )
     ):
@@ -74,7 +82,7 @@ def _shared(command: Any) -> Any:
     return command
 
 
-@cli.command()
+@cli.command(context_settings=_OPEN)
 @click.option("--model", "model_name", default="digits", show_default=True, help="digits, mixture or path.py:factory.")
 @click.option("--solver", default="dpmpp-2m", show_default=True, help="See: fastsample solvers.")
 @_shared
@@ -89,12 +97,16 @@ def _shared(command: Any) -> Any:
 @click.option("--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True, help="Of the state.")
 @click.option("--backend", help="auto, native, triton or reference.")
 @click.option("--progress/--no-progress", default=True, help="Progress bar, on a terminal.")
-def sample(**choice: Any) -> None:
-    """Draw samples and write a picture, the samples and a report."""
+@click.pass_context
+def sample(context: click.Context, /, **choice: Any) -> None:
+    """Draw samples and write a picture, the samples and a report.
+
+    Options of the solver may be given by name: --solver rtk-mala --inner 4.
+    """
     from .job import run_job
 
     del choice["traceback"]
-    choice["options"] = _options(choice["options"])
+    choice["options"] = _options([*choice["options"], *_further(context.args)])
     choice["classes"] = None if choice["classes"] is None else _numbers("--classes", choice["classes"])
     choice["shape"] = None if choice["shape"] is None else _numbers("--shape", choice["shape"])
     run_job(**choice, say=click.echo)
@@ -120,20 +132,25 @@ def compare(solvers: str, nfe: str, traceback: bool, **choice: Any) -> None:
     run(solvers=[s for s in solvers.split(",") if s], nfe=_numbers("--nfe", nfe), say=click.echo, **choice)
 
 
-@cli.command()
+@cli.command(context_settings=_OPEN)
 @click.argument("solver")
 @_shared
 @click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
-def plan(solver: str, options: Sequence[str], traceback: bool, as_json: bool, **choice: Any) -> None:
+@click.pass_context
+def plan(
+    context: click.Context, /, solver: str, options: Sequence[str], traceback: bool, as_json: bool, **choice: Any
+) -> None:
     """Print the table of a solver."""
-    from .choosing import usual_path
+    from .choosing import split_steps, usual_path
     from .plan import make_plan
+    from .solvers import registry
 
-    path = usual_path(solver, choice["schedule"], choice["grid"], choice["steps"])
-    made = make_plan(
-        solver, path, prediction=choice["prediction"] or "eps", guidance=choice["guidance"], **_options(options)
-    )
-    click.echo(made.to_json() if as_json else str(made))
+    made = _options([*options, *_further(context.args)])
+    steps = split_steps(registry.find(solver), choice["steps"], made)
+    path = usual_path(solver, choice["schedule"], choice["grid"], steps)
+    shared = {"prediction": choice["prediction"] or "eps", "guidance": choice["guidance"]}
+    table = make_plan(solver, path, **shared, **made)
+    click.echo(table.to_json() if as_json else str(table))
 
 
 @cli.command()
@@ -186,6 +203,22 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             found[name] = text
     return found
+
+
+def _further(words: Sequence[str]) -> list[str]:
+    """``--name value`` and ``--name=value`` as NAME=VALUE."""
+    pairs, left = [], list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise ValueError(f"arguments: got {word!r}, allowed are options such as --steps 10 (see --help)")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not left or left[0].startswith("--"):
+                raise ValueError(f"--{name}: got no value; options of a solver are given as --{name} VALUE")
+            value = left.pop(0)
+        pairs.append(f"{name.replace('-', '_')}={value}")
+    return pairs
 
 
 def _numbers(option: str, text: str) -> list[int]:

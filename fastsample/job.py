@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import info, report
+from . import info, procedures, report
 from .choosing import plan_for
 from .loop import sample
 from .models.loading import _brief, load_model
 from .models.network import Network
+from .solvers import registry
 
 _FID_ENOUGH = 1000
 
@@ -25,7 +26,7 @@ def run_job(
     *,
     model_name: str,
     solver: str,
-    steps: int,
+    steps: int | None,
     schedule: str | None,
     grid: str | None,
     prediction: str | None,
@@ -55,25 +56,35 @@ def run_job(
         from .ops import library
 
         library.force(backend)
-    network = load_model(model_name, where, prediction)
+    procedure = procedures.get(solver)
+    entry = procedure or registry.find(solver)
+    network = load_model(model_name, where, prediction, view=entry.model)
     sample_shape = _shape(network, shape)
     labels = _labels(network, number, classes, guidance, where)
     if fid and sample_shape != (1, 28, 28):
         raise ValueError(f"--fid: measures digits of shape (1, 28, 28), the samples have shape {sample_shape}")
-    plan = plan_for(network, solver=solver, steps=steps, schedule=schedule, grid=grid, guidance=guidance, **options)
+    choice: dict[str, Any] = {"solver": solver, "steps": steps, "schedule": schedule, "grid": grid}
+    choice |= {"guidance": guidance, **options}
+    plan = None
+    if procedure is None:
+        plan = plan_for(network, **choice)
+        choice = {"plan": plan}
 
     with report.output_folder(out) as folder:
         facts = info.facts()  # also builds or loads the library, which is no part of the time of the solver
         watch = report.Stopwatch(where)
         timed = _timed(network, watch)
+        runs: list[dict[str, Any]] = []
         begin, parts = time.perf_counter(), []
         for first in range(0, number, batch):
             ids = torch.arange(first, min(first + batch, number))
+            runs.append({})
             parts.append(
                 sample(
                     timed,
                     (len(ids), *sample_shape),
-                    plan=plan,
+                    **choice,
+                    stats=runs[-1],
                     seed=seed,
                     sample_ids=ids,
                     cond=None if labels is None else labels[first : first + batch],
@@ -89,9 +100,10 @@ def run_job(
         files = _write_results(folder, x, labels)
         result: dict[str, Any] = {
             "model": model_name,
-            "solver": plan.solver,
-            "nfe": plan.nfe,
-            "plan_hash": plan.hash,
+            "solver": entry.name,
+            "nfe": max(run["nfe"] for run in runs),
+            "plan_hash": None if plan is None else plan.hash,
+            "options": options,
             "number": number,
             "shape": list(sample_shape),
             "seed": seed,
@@ -105,11 +117,14 @@ def run_job(
                 "solver": max(0.0, total - network_seconds),
                 "network_calls": watch.calls,
             },
+            "runs": runs,
+            "acceptance": _mean(runs, "acceptance"),
             "digit_fid": _fid(x) if fid else None,
+            "distance": _distance(network, x, seed),
             "files": files,
             "backend": facts["ops"]["update"][where.type],  # type: ignore[index]
             "facts": facts,
-            "plan": json.loads(plan.to_json()),
+            "plan": None if plan is None else json.loads(plan.to_json()),
         }
         report.write_json(folder / "report.json", result)
     _tell(result, out, say)
@@ -135,6 +150,13 @@ def _tell(result: dict[str, Any], out: Path, say: Callable[[str], Any]) -> None:
     if result["digit_fid"] is not None:
         few = "" if result["number"] >= _FID_ENOUGH else f" (of fewer than {_FID_ENOUGH} samples: far too high)"
         say(f"digit-FID {result['digit_fid']:.2f}{few}")
+    if result["acceptance"] is not None:
+        say(f"acceptance {result['acceptance']:.3f}")
+    if result["distance"] is not None:
+        say(
+            f"distance to the exact law {result['distance']['sliced_w2']:.4f} "
+            f"(between two exact sets of this size {result['distance']['floor']:.4f})"
+        )
     for name in result["files"]:
         say(f"{words[name.rsplit('.', 1)[1]]:8} {out / name}")
 
@@ -181,20 +203,38 @@ def _labels(
 
 def _timed(network: Network, watch: report.Stopwatch) -> Network:
     """The same network on a stopwatch, whose own errors say that they are its own."""
-    fn = watch.wrap(network.fn)
 
-    def call(*args: Any) -> Any:
-        try:
-            return fn(*args)
-        except Exception as error:
-            raise ValueError(f"model: its call failed with {_brief(error)}; --traceback shows all") from error
+    def wrap(fn: Callable[..., Any]) -> Callable[..., Any]:
+        timed = watch.wrap(fn)
 
-    words = ("dtype", "shape", "classes", "null_class", "schedule", "one_batch", "name")
-    facts = {word: getattr(network, word) for word in words}
-    return Network(call, network.prediction, network.time, network.input_scaling, **facts)
+        def call(*args: Any) -> Any:
+            try:
+                return timed(*args)
+            except Exception as error:
+                raise ValueError(f"model: its call failed with {_brief(error)}; --traceback shows all") from error
+
+        return call
+
+    return network.wrapped(wrap)
 
 
 def _fid(x: Tensor) -> float:
     from .metrics import digit_fid
 
     return digit_fid(x.float())
+
+
+def _distance(network: Network, x: Tensor, seed: int) -> dict[str, float] | None:
+    """How far the samples lie from those of the exact law, where the model has one."""
+    if network.exact is None or len(x) < 2:
+        return None
+    from .metrics import sliced_distance
+
+    one, other = (network.exact(len(x), seed + k).to(torch.float64) for k in (1, 2))
+    x = x.to(torch.float64)
+    return {"sliced_w2": sliced_distance(x, one), "floor": sliced_distance(other, one)}
+
+
+def _mean(runs: Sequence[dict[str, Any]], name: str) -> float | None:
+    values = [run[name] for run in runs if isinstance(run.get(name), float)]
+    return float(np.mean(values)) if values else None

@@ -200,3 +200,48 @@ def test_plan_and_solvers(capsys):
     assert "variance" in capsys.readouterr().out
     assert main(["info"]) == 0
     assert "update / cpu" in capsys.readouterr().out
+
+
+def test_options_of_the_solver_by_name(tmp_path, capsys):
+    base = ["sample", "--model", "mixture", "--solver", "ddim", "--steps", "3", "-n", "4"]
+    samples = []
+    for name, extra in (("a", ["--eta", "0.7"]), ("b", ["-o", "eta=0.7"]), ("c", ["--eta=0.7"]), ("d", [])):
+        assert main([*base, *extra, "--out", str(tmp_path / name)]) == 0
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        assert report["options"] == ({"eta": 0.7} if extra else {})
+        with np.load(tmp_path / name / "samples.npz") as data:
+            samples.append(data["samples"])
+    assert (samples[0] == samples[1]).all()
+    assert (samples[0] == samples[2]).all()
+    assert (samples[0] != samples[3]).any()
+    capsys.readouterr()
+    wrong = ((["--sped", "3"], "no option 'sped'"), (["--eta"], "--eta: got no value"), (["eta"], "got 'eta'"))
+    (tmp_path / "e").mkdir()
+    for extra, message in wrong:
+        assert message in fails(capsys, tmp_path / "e" / "o", *base, *extra, "--out", str(tmp_path / "e" / "o"))
+
+
+def test_a_procedure_runs_and_reports(tmp_path, capsys):
+    out = tmp_path / "o"
+    command = [
+        "sample",
+        "--model",
+        "mixture",
+        "--solver",
+        "dpm-adaptive",
+        "--rtol",
+        "0.02",
+        "-n",
+        "300",
+        "--batch",
+        "150",
+    ]
+    assert main([*command, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert report["solver"] == "dpm-adaptive"
+    assert report["plan"] is None
+    assert len(report["runs"]) == 2
+    assert report["nfe"] == max(run["nfe"] for run in report["runs"]) > 5
+    assert 0 < report["distance"]["sliced_w2"] < 0.2
+    assert f"distance to the exact law {report['distance']['sliced_w2']:.4f}" in printed

@@ -16,6 +16,7 @@ from fastsample.metrics import (
     frechet_distance,
     moments,
     real_features,
+    sliced_distance,
 )
 from fastsample.models.digits import held_digits
 
@@ -205,3 +206,14 @@ def test_class_balance_is_worth_more_than_size() -> None:
         pick = torch.randperm(500, generator=gen(seed))[:50]
         alike += frechet_distance(*moments(real[:, pick].flatten(0, 1)), *whole)
     assert alike < drawn
+
+
+def test_sliced_distance_of_a_shift_is_its_length_over_the_root_of_the_dimension():
+    torch.manual_seed(0)
+    x = torch.randn(50, 3, dtype=torch.float64)
+    shift = torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64)
+    assert sliced_distance(x, x) == 0.0
+    assert sliced_distance(x, x[torch.randperm(50)]) < 1e-12
+    assert sliced_distance(x, x + shift, directions=20000) == pytest.approx(5 / 3**0.5, rel=0.02)
+    with pytest.raises(ValueError, match="y: got shape"):
+        sliced_distance(x, x[:-1])

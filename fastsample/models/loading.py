@@ -17,7 +17,10 @@ from .network import Network, as_network
 NAMES = ("digits", "mixture")
 
 
-def load_model(name: str, device: torch.device | str = "cpu", prediction: str | None = None) -> Network:
+_VIEWS = {"ladder": "ladder", "phase-space": "phase_space"}  # kind of model -> the method that makes it
+
+
+def load_model(name: str, device: torch.device | str = "cpu", prediction: str | None = None, view: str = "") -> Network:
     """The network of a name.
 
     Args:
@@ -26,6 +29,7 @@ def load_model(name: str, device: torch.device | str = "cpu", prediction: str | 
             nothing and returns anything that `as_network` takes.
         device: where a module is moved to.
         prediction: what the network predicts, if it does not say so itself.
+        view: the kind of network that a solver needs (``Solver.model``); a model that has several is asked for it.
 
     Raises:
         ValueError: an unknown name, a file or factory that does not exist, or that fails.
@@ -42,7 +46,8 @@ def load_model(name: str, device: torch.device | str = "cpu", prediction: str | 
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"model: got {name!r}, allowed are {', '.join(NAMES)} and path.py:factory{hint}")
-    network = as_network(made, prediction=prediction)
+    other = getattr(made, _VIEWS[view], None) if view else None
+    network = as_network(made if other is None else other(), prediction=prediction)
     if isinstance(network.fn, torch.nn.Module):
         network.fn.to(device)
     return network

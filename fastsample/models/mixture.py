@@ -166,15 +166,14 @@ class GaussianMixture:
         (``alpha = 1 - t, sigma = t``) and fed the state as it is.  A score is no choice: it has the unit of the state,
         which the log-SNR does not tell.
         """
+        facts: dict[str, Any] = {"shape": self.shape, "exact": self._exact, "name": "mixture"}
         made: dict[str, Callable[[Tensor, Level, Level], Tensor]] = {
             "eps": self.eps,
             "x0": self.x0,
             "v": self.v,
         }
         if prediction == "flow":
-            return Network(
-                lambda x, t: self.flow(x, 1 - t, t), "flow", time="t", schedule="flow", shape=self.shape, name="mixture"
-            )
+            return Network(lambda x, t: self.flow(x, 1 - t, t), "flow", schedule="flow", **facts)
         if prediction not in made:
             raise ValueError(f"prediction: got {prediction!r}, allowed are {', '.join([*made, 'flow'])}")
         predict = made[prediction]
@@ -182,7 +181,10 @@ class GaussianMixture:
         def ideal(x: Tensor, lam: Tensor) -> Tensor:
             return predict(x, torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt())
 
-        return Network(ideal, prediction, time="log-snr", input_scaling="vp", shape=self.shape, name="mixture")
+        return Network(ideal, prediction, time="log-snr", input_scaling="vp", **facts)
+
+    def _exact(self, number: int, seed: int) -> Tensor:
+        return self.sample(number, seed=seed)
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Means (K, D), std (K,) and log-weights (K,) on the device and in the dtype of ``like``."""

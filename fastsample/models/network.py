@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ class Network:
         schedule: name of the schedule that it was trained on, used when the caller gives none.
         one_batch: run the branches of guidance as one call on twice the batch, where their conditions allow it; else as
             two calls.
+        exact: ``exact(number, seed)`` draws samples ``(number, ...)`` of the law that the network stands for, where
+            that can be done; reports then tell the distance to it.
         name: for reports.
 
     Raises:
@@ -55,6 +58,7 @@ class Network:
         null_class: int | None = None,
         schedule: Any = None,
         one_batch: bool = True,
+        exact: Callable[[int, int], Tensor] | None = None,
         name: str | None = None,
     ) -> None:
         if not callable(fn):
@@ -70,7 +74,7 @@ class Network:
         self.prediction, self.time, self.input_scaling = prediction, time, input_scaling
         self.dtype, self.shape = dtype, None if shape is None else tuple(shape)
         self.classes, self.null_class = classes, null_class
-        self.schedule, self.one_batch = schedule, one_batch
+        self.schedule, self.one_batch, self.exact = schedule, one_batch, exact
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
 
     @property
@@ -85,6 +89,12 @@ class Network:
         if self.dtype is not None and x.dtype != self.dtype:
             x = x.to(self.dtype)
         return self.fn(x, t) if cond is None else self.fn(x, t, cond)
+
+    def wrapped(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Network:
+        """The same network with ``wrap(fn)`` in the place of ``fn``."""
+        other = copy.copy(self)
+        other.fn = wrap(self.fn)
+        return other
 
     def given(self, cond: Any) -> Predictor:
         """The network of one branch as ``predict(x, t)``."""
@@ -150,6 +160,7 @@ def as_network(
         null_class=fact("null_class", int),
         schedule=model.schedule if isinstance(model, Network) else fact("schedule", str),
         one_batch=model.one_batch if isinstance(model, Network) else True,
+        exact=model.exact if isinstance(model, Network) else None,
         name=fact("name", str),
     )
 
