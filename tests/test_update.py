@@ -315,7 +315,7 @@ def _call(**changes):
         ({"key": torch.zeros(3, 2, dtype=torch.uint64)}, ValueError, "key: got shape"),
         ({"key": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "key: got shape"),
         ({"key": noise.keys(0, 2), "noise": [torch.zeros(2, 3)]}, ValueError, "key, noise: got both"),
-        ({"outs": [torch.zeros(1, 3).expand(2, 3)]}, ValueError, r"outs\[0\]: got an expanded tensor"),
+        ({"outs": [torch.zeros(1, 3).expand(2, 3)]}, ValueError, r"outs\[0\]: got a tensor whose elements share"),
         ({"outs": [torch.zeros(())], "terms": []}, ValueError, "without dimensions"),
     ],
 )

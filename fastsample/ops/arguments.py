@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import row
+from .overlap import overlaps_itself, share_memory
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -61,13 +62,12 @@ def check(
 
 
 def _check_memory(outs: Sequence[Tensor], terms: Sequence[Tensor], noise: Sequence[Tensor]) -> None:
+    read = [(f"{kind}[{j}]", x) for kind, group in (("terms", terms), ("noise", noise)) for j, x in enumerate(group)]
     for i, out in enumerate(outs):
-        if out.numel() and any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
-            raise ValueError(f"outs[{i}]: got an expanded tensor, whose elements share memory")
+        if overlaps_itself(out):
+            raise ValueError(f"outs[{i}]: got a tensor whose elements share memory, such as an expanded one")
         lo, hi = span(out)
-        for name, x in [(f"outs[{j}]", y) for j, y in enumerate(outs) if j < i] + [
-            (f"{kind}[{j}]", y) for kind, group in (("terms", terms), ("noise", noise)) for j, y in enumerate(group)
-        ]:
+        for name, x in [(f"outs[{j}]", y) for j, y in enumerate(outs[:i])] + read:
             other_lo, other_hi = span(x)
             if hi <= other_lo or other_hi <= lo:
                 continue
@@ -76,7 +76,7 @@ def _check_memory(outs: Sequence[Tensor], terms: Sequence[Tensor], noise: Sequen
                 and out.dtype == x.dtype
                 and all(n <= 1 or s == t for n, s, t in zip(out.shape, out.stride(), x.stride(), strict=True))
             )
-            if name.startswith("outs") or not same:
+            if (name.startswith("outs") or not same) and share_memory(out, x, other_lo - lo):
                 raise ValueError(f"outs[{i}]: overlaps the memory of {name}; an output may be exactly a term, or apart")
 
 

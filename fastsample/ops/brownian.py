@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import noise as noise_module
 from .library import add_backend, lib
+from .overlap import overlaps_itself
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -65,8 +66,8 @@ def check(out: Tensor, key: Tensor, nodes: Tensor, weights: Tensor, step: Tensor
         raise ValueError(f"{name}: got a tensor without dimensions, allowed is (B, ...)")
     if out.dtype not in _FLOATS:
         raise TypeError(f"{name}: got {out.dtype}, allowed are float32, bfloat16, float16 and float64")
-    if name == "out" and out.numel() and any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
-        raise ValueError("out: got an expanded tensor, whose elements share memory")
+    if name == "out" and overlaps_itself(out):
+        raise ValueError("out: got a tensor whose elements share memory, such as an expanded one")
     batch = out.shape[0]
     if key.dtype != torch.uint64 or tuple(key.shape) != (batch, 2):
         raise ValueError(f"key: got shape {tuple(key.shape)} {key.dtype}, allowed is ({batch}, 2) uint64")
