@@ -112,6 +112,20 @@ def uniform(shape: Sequence[int], key: Tensor, draw: int = 0) -> Tensor:
     return ((words & 0xFFFFFF).to(torch.float32) * 2.0**-24).flatten(1)[:, :numel].reshape(tuple(shape))
 
 
+def choice_uniform(key: Tensor, draw: Tensor | int = 0) -> Tensor:
+    """The uniform of a chain's choice, float64 ``(B,)`` in (0, 1), from keys ``(B, 2)``: 64 bits, one block each.
+
+    ``draw``: one number or one per sample.  Its blocks belong to no normal and to no node of a Brownian tree.  This is
+    what ``metropolis_`` compares with; the compiled backends make the same bits.
+    """
+    _check_key(key)
+    base = key.contiguous().view(torch.int64)
+    counter = base[:, 1] + torch.as_tensor(draw, device=key.device).to(torch.int64)
+    zero = torch.zeros_like(counter)
+    r = _rounds(base[:, 0], counter & _MASK, (counter >> 32) & _MASK, zero + (1 << 30), zero).to(torch.float64)
+    return r[..., 0] * 2.0**-32 + (r[..., 1] * 2.0**-64 + 2.0**-65)
+
+
 def reference_normals(
     key: Tensor, shape: Sequence[int], draw: Tensor | int, wide: bool, node: Tensor | None = None
 ) -> Tensor:
@@ -145,7 +159,10 @@ def words(seed: Tensor, counter: Tensor, node: Tensor | None = None) -> Tensor:
     else:
         seed, counter, node = torch.broadcast_tensors(seed, counter, node)
         c1, c2, c3 = node & _MASK, ((node >> 32) & _MASK) | 0x80000000, (counter >> 32) & _MASK
-    c0 = counter & _MASK
+    return _rounds(seed, counter & _MASK, c1, c2, c3)
+
+
+def _rounds(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps modulo 2^64, which keeps all 64 bits of the product

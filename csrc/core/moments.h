@@ -23,7 +23,8 @@ FS_HD V guided(V c, V u, V w) {
 }
 
 // Folds x[0..n) in halves into x[0], n a power of two.
-inline void fold(Moments* x, int n) {
+template <class Sums>
+inline void fold(Sums* x, int n) {
   for (int half = n / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) x[i] = x[i] + x[i + half];
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import row
 from .overlap import overlaps_itself, share_memory
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check(
@@ -35,7 +35,7 @@ def check(
     if first.dim() < 1:
         raise ValueError(f"{first_name}: got a tensor without dimensions, allowed is (B, ...)")
     for name, x in tensors:
-        if x.dtype not in _FLOATS:
+        if x.dtype not in FLOATS:
             raise TypeError(f"{name}: got {x.dtype}, allowed are float32, bfloat16, float16 and float64")
         if x.shape != first.shape:
             raise ValueError(
@@ -71,13 +71,17 @@ def _check_memory(outs: Sequence[Tensor], terms: Sequence[Tensor], noise: Sequen
             other_lo, other_hi = span(x)
             if hi <= other_lo or other_hi <= lo:
                 continue
-            same = (
-                lo == other_lo
-                and out.dtype == x.dtype
-                and all(n <= 1 or s == t for n, s, t in zip(out.shape, out.stride(), x.stride(), strict=True))
-            )
-            if (name.startswith("outs") or not same) and share_memory(out, x, other_lo - lo):
+            if (name.startswith("outs") or not same_memory(out, x)) and share_memory(out, x, other_lo - lo):
                 raise ValueError(f"outs[{i}]: overlaps the memory of {name}; an output may be exactly a term, or apart")
+
+
+def same_memory(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors of one shape are element for element the same memory."""
+    return (
+        x.dtype == y.dtype
+        and span(x)[0] == span(y)[0]
+        and all(n <= 1 or s == t for n, s, t in zip(x.shape, x.stride(), y.stride(), strict=True))
+    )
 
 
 def span(x: Tensor) -> tuple[int, int]:

@@ -107,7 +107,11 @@ def _first_use(op: str) -> Callable[..., Any]:
         if _forced in ("auto", "native") and native.load_for(device):
             if _forced == "native" and native.loaded_from(device) == "triton":
                 raise BackendError(f"backend native on {device}: {native.why_not(device)}")
-            return getattr(torch.ops.fastsample, op)(*args)
+            if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsample::{op}", device.upper()):
+                return getattr(torch.ops.fastsample, op)(*args)
+            if _forced == "auto":  # a library that lacks this op
+                return _reference[op](*args)
+            raise BackendError(f"backend native on {device}: {native.loaded_from(device)} has no {op}")
         if _forced == "native":
             raise BackendError(f"backend native on {device}: {native.why_not(device)}")
         if _forced == "triton":
