@@ -2,6 +2,7 @@
 // A tile is a run of elements of one sample, small enough that its noise stays in the first-level cache.
 #include "update.h"
 
+#include "normals.h"
 #include "span.h"
 
 namespace fs {
@@ -72,34 +73,13 @@ void dense_by_terms(const Job<typename Lane<V>::Scalar>& job, int64_t n) {
 struct Ahead {
   Span span[kTerms];
   int count = 0;
-  FS_HD void fetch(int64_t i, int64_t n) const {
+  FS_HD void operator()(int64_t i, int64_t n) const {
     for (int s = 0; s < count; ++s) {
       const char* p = static_cast<const char*>(span[s].p);
       for (int64_t at = bytes(span[s].type, i); at < bytes(span[s].type, i + n); at += 64) __builtin_prefetch(p + at);
     }
   }
 };
-
-// Normals for `n` elements from a chunk boundary on; writes up to 64 more.
-void normals(uint64_t seed, uint64_t counter, int64_t n, const Ahead& ahead, float* out) {
-  constexpr int kWidth = U32::kWidth;
-  for (int64_t i = 0; i < n; i += 4 * kWidth, counter += kWidth) {
-    ahead.fetch(i, 4 * kWidth);
-    const uint32_t low = static_cast<uint32_t>(counter);
-    if (low + static_cast<uint32_t>(kWidth - 1) < low) {  // the low word wraps inside this vector
-      for (int c = 0; c < kWidth; ++c) normals_at(seed, counter + c, out + i + 4 * c);
-      continue;
-    }
-    U32 r[4];
-    F32 z[4];
-    philox(U32(low) + chunk_of_lane(), U32(static_cast<uint32_t>(counter >> 32)), seed, r);
-    box_muller<F32, U32>(r, z);
-    store_chunks(out + i, z);
-  }
-}
-void normals(uint64_t seed, uint64_t counter, int64_t n, const Ahead&, double* out) {
-  for (int64_t i = 0; i < n; i += 2) normals_at(seed, counter++, out + i);
-}
 
 // Elements [i0, i0 + n) of a sample by way of dense buffers: any strides, any n up to kStridedTile.
 template <class V, int L, class S = typename Lane<V>::Scalar>
