@@ -139,6 +139,7 @@ def usual_path(solver: str, schedule: Any = None, grid: Any = None, steps: int |
         for name, value in (("schedule", schedule), ("grid", grid), ("steps", steps))
     )
     schedule = make_schedule(SCHEDULE if schedule is None else schedule)
+    grid, steps = (value(schedule) if callable(value) else value for value in (grid, steps))
     grid, ends = usual_grid(schedule) if grid is None else grid, entry.ends
     final = "end" if ends != "clean" and isinstance(grid, str) else None
     path = make_path(schedule, grid, STEPS if steps is None else steps, final=final)

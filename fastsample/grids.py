@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastsample.path import Array, ArrayLike, Path, _vector
-from fastsample.schedules import DiscreteVP, Schedule, make_schedule
+from fastsample.schedules import VP, DiscreteVP, Schedule, make_schedule
 
 FINALS = ("end", "zero", "replace")
 
@@ -153,6 +153,18 @@ def make_path(
     if unit == "t" and len(points) and not (points.min() >= 0 and points.max() <= schedule.t_max * (1 + 1e-9)):
         raise ValueError(f"grid: has times {points.min():g} to {points.max():g}, allowed are 0 to {schedule.t_max:g}")
     return _path(schedule, points, unit, final != "end")
+
+
+def training_grid(schedule: Schedule) -> str:
+    """The grid of the steps that models are trained with: every row of a table, or even in time, then clean data."""
+    if isinstance(schedule, DiscreteVP):
+        return "trailing"
+    return "sgm-uniform" if isinstance(schedule, VP) else "exponential"
+
+
+def training_steps(schedule: Schedule) -> int:
+    """How many they are: the rows of a table, else 1000."""
+    return schedule.rows if isinstance(schedule, DiscreteVP) else 1000
 
 
 def _named(

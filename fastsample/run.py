@@ -114,7 +114,7 @@ class PlanRun:
             raise ValueError("key, noise: give one of them")
         self.plan, self.grad, self.calls = plan, grad, len(plan.calls)
         self.guided = any(-2 in call.terms for call in plan.calls)
-        self._key, self._noise = key, noise if noise is None or callable(noise) else _by_number(noise)
+        self._key, self._noise = key, None if noise is None else Recorded(noise, plan.draws)
         with torch.inference_mode(False):  # kept by the plan for later runs, which may want gradients
             self._device = plan.to(x.device)
         bank = Bank(plan, x, input_dtype)
@@ -162,11 +162,12 @@ class PlanRun:
             yield from self._functional()
             return
         apply = torch.ops.fastsample.update_.default
-        table, late, reduce = self._device.table, callable(self._noise), self._reduce
+        table, reduce = self._device.table, self._reduce
+        late = self._noise is not None and self._noise.late
         for call, (ask, outs, terms, step, key, noise, places) in enumerate(self._prepared):
             told = yield ask
             if call == 0:
-                self._check(told)
+                check_output(told, self._slots[0], guided=self.guided)
             for term, branch in places:
                 terms[term] = told if branch is None else told[branch]
             if late:
@@ -184,7 +185,7 @@ class PlanRun:
         for i, call in enumerate(self.plan.calls):
             told = yield slots[call.ask], self._t[i]
             if i == 0:
-                self._check(told)
+                check_output(told, slots[0], guided=self.guided)
             pair = told if self.guided else (told, told)
             terms: list[Any] = [slots[j] if j >= 0 else pair[-1 - j] for j in call.terms]
             key, noise = self.noises(self.plan.table[i])
@@ -214,7 +215,8 @@ class PlanRun:
     def _prepare(self) -> list[tuple[Any, ...]]:
         """Per call: what is asked, and the arguments of the update with places for the network's outputs."""
         slots, guided, steps = self._slots, self.guided, self._device.steps
-        quiet = callable(self._noise) or not self.plan.table[:, _NOISE_WEIGHTS].any()
+        late = self._noise is not None and self._noise.late
+        quiet = late or not self.plan.table[:, _NOISE_WEIGHTS].any()
         prepared = []
         for i, call in enumerate(self.plan.calls):
             places = tuple((n, -1 - j if guided else None) for n, j in enumerate(call.terms) if j < 0)
@@ -234,13 +236,38 @@ class PlanRun:
         used = weights.reshape(row.MAX_NOISES, row.MAX_OUTPUTS).any(axis=1)
         # A noise of weight zero is never read, so that of noise 1 may stand in the place of noise 0.
         draws = [int(values[row.DRAW + (r if used[r] else 1)]) for r in range(used[1] + 1)]
-        return None, [self._recorded(draw) for draw in draws]
+        return None, [self._noise(draw, self._slots[0]) for draw in draws]
 
-    def _recorded(self, draw: int) -> Tensor:
-        assert self._noise is not None
-        xi, x = self._noise(draw) if callable(self._noise) else self._noise.get(draw), self._slots[0]
+
+def check_output(told: Any, x: Tensor, *, guided: bool) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless a network's output belongs to ``x``: before memory is touched."""
+    outputs = [told]
+    if guided:
+        if not isinstance(told, (tuple, list)) or len(told) != 2:
+            kind = type(told).__name__
+            raise TypeError(f"model: returned {kind}, need a pair (conditional, unconditional) under guidance")
+        outputs = list(told)
+    for out in outputs:
+        if not isinstance(out, Tensor):
+            raise TypeError(f"model: returned {type(out).__name__}, need a tensor shaped like x")
+        if out.shape != x.shape:
+            raise ValueError(f"model: returned shape {tuple(out.shape)}, need that of x, {tuple(x.shape)}")
+        if not out.is_floating_point():
+            raise TypeError(f"model: returned {out.dtype}, need a floating dtype")
+
+
+class Recorded:
+    """Noise that a caller gives in place of keys: one tensor per draw, or a function of the number of the draw."""
+
+    def __init__(self, noise: Noise, draws: int) -> None:
+        self.late, self._draws = callable(noise), draws
+        self._noise = noise if callable(noise) else _by_number(noise)
+
+    def __call__(self, draw: int, x: Tensor) -> Tensor:
+        """The noise of a draw for the state ``x``; raises ``TypeError`` or ``ValueError`` if it is not like ``x``."""
+        xi = self._noise(draw) if callable(self._noise) else self._noise.get(draw)
         if xi is None:
-            raise ValueError(f"noise: got none for draw {draw}; the plan has {self.plan.draws} draws (0 is the start)")
+            raise ValueError(f"noise: got none for draw {draw}; the plan has {self._draws} draws (0 is the start)")
         if not isinstance(xi, Tensor) or not xi.is_floating_point():
             raise TypeError(f"noise: draw {draw} is {getattr(xi, 'dtype', type(xi).__name__)}, need a floating tensor")
         if xi.shape != x.shape or xi.device != x.device:
@@ -248,23 +275,6 @@ class PlanRun:
                 f"noise: draw {draw} has shape {tuple(xi.shape)} on {xi.device}, need {tuple(x.shape)} on {x.device}"
             )
         return xi
-
-    def _check(self, told: Any) -> None:
-        """The first output of the network, before memory is touched."""
-        outputs = [told]
-        if self.guided:
-            if not isinstance(told, (tuple, list)) or len(told) != 2:
-                kind = type(told).__name__
-                raise TypeError(f"model: returned {kind}, need a pair (conditional, unconditional) under guidance")
-            outputs = list(told)
-        for out in outputs:
-            if not isinstance(out, Tensor):
-                raise TypeError(f"model: returned {type(out).__name__}, need a tensor shaped like x")
-            if out.shape != self._slots[0].shape:
-                shape = tuple(self._slots[0].shape)
-                raise ValueError(f"model: returned shape {tuple(out.shape)}, need that of x, {shape}")
-            if not out.is_floating_point():
-                raise TypeError(f"model: returned {out.dtype}, need a floating dtype")
 
 
 def _by_number(noise: Sequence[Tensor | None] | Mapping[int, Tensor]) -> dict[int, Tensor]:

@@ -20,7 +20,8 @@ STEPS = 20
 
 
 def table() -> str:
-    """One line per solver, families together; what a row reads and writes is counted in the plan of a 20-step run."""
+    """One line per solver, families together; what a row reads and writes is counted in the plan of a 20-step run, or
+    of the usual number of steps."""
     lines = [
         "| solver | what it is | order | calls per step | noise | terms read | outputs written | paper |",
         "|---|---|---|---|---|---|---|---|",
@@ -44,7 +45,8 @@ def traffic(plan: Plan) -> tuple[int, int]:
 def _line(solver: Solver | Procedure) -> str:
     name = f"`{solver.name}`" + "".join(f", `{alias}`" for alias in solver.aliases)
     try:
-        plan = plan_for(GaussianMixture.ring().network("eps"), solver=solver.name, steps=STEPS)
+        steps = None if "steps" in solver.usual else STEPS
+        plan = plan_for(GaussianMixture.ring().network("eps"), solver=solver.name, steps=steps)
         reads, writes = map(str, traffic(plan))
     except ValueError:  # needs options or a grid of its own, or has no plan
         reads = writes = "-"

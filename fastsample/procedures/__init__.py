@@ -1,6 +1,7 @@
 """Samplers that decide while they run, one file per family; they ask and are told as a plan's run does."""
 
 from fastsample.procedures import adaptive as adaptive
+from fastsample.procedures import poisson_midpoint as poisson_midpoint
 from fastsample.procedures.registry import Procedure, Setting, add, get, procedures
 
 __all__ = ["Procedure", "Setting", "add", "get", "procedures"]

@@ -76,6 +76,7 @@ def assemble(
     if len(terms) > row.MAX_TERMS:
         raise ValueError(f"solver: {solver!r} needs {len(terms)} terms per row, a row has {row.MAX_TERMS}")
 
+    draws = [1 + i if step.draw is None else step.draw for i, step in enumerate(steps)]
     table, calls = row.blank(len(steps)), []
     for i, step in enumerate(steps):
         last = i + 1 == len(steps)
@@ -110,7 +111,7 @@ def assemble(
             write(values, k, combo, columns, factor)
         if limits is not None:
             values[row.LO], values[row.HI] = limits
-        values[row.DRAW] = 1 + i
+        values[row.DRAW] = draws[i]
         values[row.TIME] = 0.0 if last else times[i + 1]
         calls.append(Call(ask, terms, tuple(slot for slot, _, _ in outputs)))
 
@@ -131,7 +132,7 @@ def assemble(
         t=np.asarray(times),
         targets=targets,  # type: ignore[arg-type]  # made an array there
         step_of=tuple(step.index for step in steps),
-        draws=1 + len(steps) if noisy else 1,
+        draws=1 + max(draws) if noisy else 1,
     )
 
 

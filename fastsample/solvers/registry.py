@@ -22,7 +22,8 @@ class Solver:
     samplers, whose networks jump, claim none.  ``nfe``: network calls per step.  ``options``: names and defaults.
     ``ends``: what its path may be: ``"clean"`` (to sigma = 0), ``"noisy"`` (to sigma > 0 only) or ``"inverse"`` (from
     data to noise).  ``more``: of a solver that wraps another, the further options (names and defaults) that belong to
-    given ones.  ``usual``: the path of those who do not choose one: any of ``steps``, ``grid``, ``schedule``.
+    given ones.  ``usual``: the path of those who do not choose one: any of ``steps``, ``grid``, ``schedule``; the first
+    two may be functions of the schedule.
     ``model``: the kind of network that it needs: ``""`` (any), ``"ladder"`` or ``"phase-space"``.
     ``steps_called``: what its paper calls the steps of the path, allowed as an option that sets their number.
     """

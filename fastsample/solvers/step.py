@@ -28,6 +28,7 @@ class Step:
         scale: factor of the state before the call, before the lift; folded into the row before as well.
         saved: weights of tensors kept by earlier steps, by name.
         keep: tensors to keep after this call, by name: each a mix.  A kept tensor may replace the one of its name.
+        draw: number of the draw that the noise is; None: 1 + the number of the call.
         to: level whose time is told second to networks of two times (where the jump of a consistency trajectory model
             ends); its t is NaN where that is not known.
     """
@@ -45,6 +46,7 @@ class Step:
     keep: Mapping[str, Mix] = field(default_factory=dict)
     to: Level | None = None
     d: Mix | None = None
+    draw: int | None = None
 
     @property
     def mix(self) -> dict[str | int, float]:
