@@ -1,0 +1,1 @@
+"""Langevin sampling of a fixed target."""
