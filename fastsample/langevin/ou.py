@@ -32,8 +32,9 @@ _SERIES = 3.0  # above it the closed forms cancel less than two bits
 class Move:
     """What a move of length ``h`` at friction ``gamma`` is made of: float64 numbers, names as in the module.
 
-    ``e`` is without unit, ``p1`` a time, ``p2`` a time squared.  ``var_x``, ``cov``, ``var_v``: covariance of the noise of
-    (x, v).  ``l_v``, ``l_1``, ``l_2``: its triangular factor; the noise of v is ``l_v xi_0``, that of x ``l_1 xi_0 + l_2 xi_1``.
+    ``e`` is without unit, ``p1`` a time, ``p2`` a time squared.  ``var_x``, ``cov``, ``var_v``: covariance of the
+    noise of (x, v).  ``l_v``, ``l_1``, ``l_2``: its triangular factor, the noise of v being ``l_v xi_0`` and that of x
+    ``l_1 xi_0 + l_2 xi_1``.
     """
 
     gamma: float
