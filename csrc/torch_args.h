@@ -65,17 +65,35 @@ class Layout {
 
   // An output may be exactly a term, or apart from it. The first `outs` operands are the outputs.
   void check_overlap(int outs) const {
+    check_overlap(outs, [=](int, int other) { return other >= outs; });
+  }
+
+  // The same where may_be(output, other) tells of which operands an output may be the memory.
+  template <class MayBe>
+  void check_overlap(int outs, const MayBe& may_be) const {
     for (int o = 0; o < outs; ++o) {
       if (begin_[o] == end_[o]) continue;  // no elements
       STD_TORCH_CHECK(!overlaps_itself(size_, stride_[o], dims_), "outs: got a tensor whose elements share memory");
       for (int t = 0; t < count_; ++t) {
-        if (t == o || end_[o] <= begin_[t] || end_[t] <= begin_[o] || (t >= outs && same_elements(o, t))) continue;
+        if (t == o || end_[o] <= begin_[t] || end_[t] <= begin_[o] || (may_be(o, t) && same_elements(o, t))) continue;
         STD_TORCH_CHECK(!share_memory(size_, dims_, stride_[o], size_of(operands_[o]->dtype), stride_[t],
                                       size_of(operands_[t]->dtype), begin_[t] - begin_[o]),
                         "outs: an output overlaps the memory of another tensor; it may be exactly a term, or apart");
       }
     }
   }
+
+  // Whether a contiguous tensor of any shape is apart from the first `operands` operands.
+  bool apart(const Tensor& x, int operands) const {
+    const char* begin = static_cast<const char*>(x.data_ptr());
+    const int64_t bytes = x.numel() * x.element_size(), none[kMaxDims] = {};
+    for (int t = 0; t < operands; ++t)
+      if (end_[t] > begin && begin + bytes > begin_[t] && begin_[t] != end_[t] &&
+          share_memory(size_, dims_, stride_[t], size_of(operands_[t]->dtype), none, bytes, begin - begin_[t]))
+        return false;
+    return true;
+  }
+  int count() const { return count_; }
 
   // keep_samples: something depends on the sample. keep_order: something depends on the logical index in the sample.
   template <class Args>

@@ -1,11 +1,13 @@
 // The CPU implementation of the ops, against the libtorch stable ABI.
 #include "cpu/brownian.h"
 #include "cpu/isa.h"
+#include "cpu/metropolis.h"
 #include "cpu/rescale.h"
 #include "cpu/threshold_search.h"
 #include "cpu/update.h"
 #include "torch_args.h"
 #include "torch_brownian.h"
+#include "torch_metropolis.h"
 #include "torch_reduce.h"
 
 namespace fs {
@@ -157,6 +159,32 @@ static void rescale_cpu(Tensor rows, Tensors terms, Tensor table, Tensor step, i
   }
 }
 
+static MetropolisLoops metropolis_loops() {
+#if defined(__x86_64__)
+  if (chosen_isa() == Isa::kAvx512)
+    return {isa_avx512::metropolis_samples, isa_avx512::metropolis_blocks, isa_avx512::metropolis_tiles};
+  if (chosen_isa() == Isa::kAvx2)
+    return {isa_avx2::metropolis_samples, isa_avx2::metropolis_blocks, isa_avx2::metropolis_tiles};
+#endif
+  return {isa_base::metropolis_samples, isa_base::metropolis_blocks, isa_base::metropolis_tiles};
+}
+
+static void metropolis_cpu(Tensor state, Tensor cache, Tensors outs, Tensor chain, Tensor proposal, Tensor fresh,
+                           Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key, Tensors noise,
+                           std::optional<Tensor> uniform) {
+  for (const Tensors* group : {&outs, &terms, &noise})
+    for (const Tensor& x : *group) STD_TORCH_CHECK(x.is_cpu(), "outs, terms, noise: all must be on the CPU");
+  for (const Tensor* x : {&state, &cache, &chain, &proposal, &fresh, &table, &step})
+    STD_TORCH_CHECK(x->is_cpu(), "state, cache, chain, proposal, fresh, table, step: all must be on the CPU");
+  STD_TORCH_CHECK((!key || key->is_cpu()) && (!uniform || uniform->is_cpu()), "key, uniform: must be on the CPU");
+  const MetropolisArgs a =
+      make_metropolis_args(state, cache, outs, chain, proposal, fresh, terms, table, step, key, noise, uniform);
+  for (int64_t i = 0; i < (a.per_sample_step ? a.batch : 1); ++i)
+    STD_TORCH_CHECK(a.step[i] >= 0 && a.step[i] < a.rows, "step: got ", a.step[i], ", allowed are 0..", a.rows - 1);
+  run_metropolis(a, metropolis_loops(), torch::stable::get_num_threads(),
+                 [](int64_t count, int64_t grain, const auto& f) { torch::stable::parallel_for(0, count, grain, f); });
+}
+
 }  // namespace fs
 
 STABLE_TORCH_LIBRARY_IMPL(fastsample, CPU, m) {
@@ -164,6 +192,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastsample, CPU, m) {
   m.impl("brownian_", TORCH_BOX(&fs::brownian_cpu));
   m.impl("threshold_", TORCH_BOX(&fs::threshold_cpu));
   m.impl("rescale_", TORCH_BOX(&fs::rescale_cpu));
+  m.impl("metropolis_", TORCH_BOX(&fs::metropolis_cpu));
 }
 
 extern "C" __attribute__((visibility("default"))) const char* fastsample_cpu_isa() {

@@ -2,19 +2,11 @@
 #include "rescale.h"
 
 #include "reduce.h"
+#include "wide.h"
 
 namespace fs {
 namespace FS_ISA {
 namespace {
-
-// Eight lanes of float64 side by side; the compiler splits them where registers are shorter.
-constexpr int kWide = 8;
-typedef double Doubles __attribute__((vector_size(8 * kWide)));
-typedef float Singles __attribute__((vector_size(4 * kWide), aligned(4)));
-typedef double Unaligned __attribute__((vector_size(8 * kWide), aligned(8)));
-
-FS_HD Doubles widen(const float* x) { return __builtin_convertvector(*reinterpret_cast<const Singles*>(x), Doubles); }
-FS_HD Doubles widen(const double* x) { return *reinterpret_cast<const Unaligned*>(x); }
 
 // Elements [i0, i0 + n) of a term in the compute type; in place if they lie so.
 template <class V, class S = typename Lane<V>::Scalar>

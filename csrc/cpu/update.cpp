@@ -1,172 +1,22 @@
 // The loops of `update` on the CPU. Compiled once per instruction set with -DFS_ISA=<name>; see update.h.
-// A tile is a run of elements of one sample, small enough that its noise stays in the first-level cache.
 #include "update.h"
 
-#include "normals.h"
-#include "span.h"
+#include "row_loop.h"
 
 namespace fs {
 namespace FS_ISA {
 namespace {
 
-constexpr int kTile = kUpdateTile, kStridedTile = 512;
-// In elements. From kFar on the terms do not lie in the second-level cache, from kVeryFar on in none. Measured at 2^20
-// with noise: 2 to 6 % faster; at 2^24 without: 1.3 (float32) and 2.4 times (bfloat16).
-constexpr int64_t kAhead = 2048, kFar = 1 << 18, kVeryFar = 1 << 22;
-
-// One row of the run, ready for use.
-template <class S>
-struct Job {
-  Row<S> row;
-  uint32_t mask;
-  int64_t draw[kNoises];
-  int terms, outs, noises;
-  bool far;  // the terms lie in memory: fetch them ahead of use
-  Span term[kTerms], xi[kNoises], out[kOutputs];
-};
-
-// Elements [0, n), n a multiple of L * width, all spans dense.
-template <class V, int L, int K, Kind kind, class S = typename Lane<V>::Scalar>
-void dense(const Job<S>& job, int64_t n) {
-  constexpr int kWidth = Lane<V>::kWidth;
-  for (int64_t i = 0; i < n; i += L * kWidth) {
-    V x[K][L], xi[kNoises][L], d[L], acc[L];
-    if (job.far)
-      for (int j = 0; j < job.terms; ++j) {
-        const char* p = static_cast<const char*>(advance(job.term[j], i + kAhead).p);
-        for (int64_t b = 0; b < bytes(job.term[j].type, L * kWidth); b += 64) __builtin_prefetch(p + b);
-      }
-    FS_UNROLL
-    for (int j = 0; j < K; ++j) FS_UNROLL
-    for (int l = 0; l < L; ++l) {
-      x[j][l] = V(S(0));
-      if (job.mask >> j & 1) load<kind>(job.term[j], i + l * kWidth, x[j][l]);
-    }
-    FS_UNROLL
-    for (int r = 0; r < kNoises; ++r) FS_UNROLL
-    for (int l = 0; l < L; ++l) {
-      xi[r][l] = V(S(0));
-      if (job.mask >> (9 + r) & 1) load<Kind::kAny>(job.xi[r], i + l * kWidth, xi[r][l]);
-    }
-    FS_UNROLL
-    for (int l = 0; l < L; ++l) d[l] = V(S(0));
-    if (job.mask >> 8 & 1) predict<S, V, L, K>(job.row.v, x, job.terms, d);
-    for (int k = 0; k < job.outs; ++k) {
-      combine<S, V, L, K, kNoises>(job.row.v, k, x, job.terms, d, xi, job.noises, acc);
-      FS_UNROLL
-      for (int l = 0; l < L; ++l) store<kind>(job.out[k], i + l * kWidth, acc[l]);
-    }
-  }
-}
-
-template <class V, int L, Kind kind>
-void dense_by_terms(const Job<typename Lane<V>::Scalar>& job, int64_t n) {
-  if (job.terms <= 2)
-    dense<V, L, 2, kind>(job, n);
-  else if (job.terms <= 4)
-    dense<V, L, 4, kind>(job, n);
-  else
-    dense<V, L, 8, kind>(job, n);
-}
-
-// What the row will read of a tile, fetched while its normals are made: memory and arithmetic then overlap.
-struct Ahead {
-  Span span[kTerms];
-  int count = 0;
-  FS_HD void operator()(int64_t i, int64_t n) const {
-    for (int s = 0; s < count; ++s) {
-      const char* p = static_cast<const char*>(span[s].p);
-      for (int64_t at = bytes(span[s].type, i); at < bytes(span[s].type, i + n); at += 64) __builtin_prefetch(p + at);
-    }
-  }
-};
-
-// Elements [i0, i0 + n) of a sample by way of dense buffers: any strides, any n up to kStridedTile.
-template <class V, int L, class S = typename Lane<V>::Scalar>
-void strided(const UpdateArgs& a, const Job<S>& job, int64_t sample, int64_t i0, int64_t n, S (*xi)[kTile + 64],
-             int64_t xi_at) {
-  constexpr int kStep = L * Lane<V>::kWidth;
-  constexpr DType kType = sizeof(S) == 8 ? DType::kF64 : DType::kF32;
-  alignas(64) S in[kTerms + kNoises][kStridedTile];
-  alignas(64) S out[kOutputs][kStridedTile];
-  Job<S> local = job;
-  local.far = false;
-  const int64_t padded = (n + kStep - 1) / kStep * kStep;
-  const auto fetch = [&](int slot, const Operand& o) {
-    transfer<true>(a, o, sample, i0, n, in[slot]);
-    for (int64_t i = n; i < padded; ++i) in[slot][i] = S(0);
-    return Span{in[slot], kType};
-  };
-  for (int j = 0; j < a.n_terms; ++j)
-    if (job.mask >> j & 1) local.term[j] = fetch(j, a.terms[j]);
-  for (int r = 0; r < a.n_noises; ++r)
-    if (job.mask >> (9 + r) & 1) local.xi[r] = a.key ? Span{xi[r] + xi_at, kType} : fetch(kTerms + r, a.noise[r]);
-  for (int k = 0; k < a.n_outs; ++k) local.out[k] = {out[k], kType};
-  dense_by_terms<V, L, sizeof(S) == 4 ? Kind::kF32 : Kind::kAny>(local, padded);
-  for (int k = 0; k < a.n_outs; ++k) transfer<false>(a, a.outs[k], sample, i0, n, out[k]);
-}
-
-template <class S>
-void prepare(const UpdateArgs& a, int64_t step, Job<S>& job) {
-  const double* source = a.table + step * kColumns;
-  for (int c = 0; c < kColumns; ++c) job.row.v[c] = static_cast<S>(source[c]);
-  for (int r = 0; r < kNoises; ++r) job.draw[r] = static_cast<int64_t>(source[kDraw + r]);
-  job.terms = a.n_terms, job.outs = a.n_outs, job.noises = a.n_noises;
-  job.mask = needs(job.row.v, a.n_terms, a.n_outs, a.n_noises);
-}
-
 template <class V, int L>
 void run(const UpdateArgs& a, int64_t begin, int64_t end) {
-  using S = typename Lane<V>::Scalar;
-  constexpr int kStep = L * Lane<V>::kWidth;
-  alignas(64) S xi[kNoises][kTile + 64];
+  RowLoop<V, L> loop(a);
   const int64_t per_sample = (a.numel + kTile - 1) / kTile;
-  bool all[2] = {true, true};  // float32, bfloat16
-  const auto see = [&](DType t) { all[0] &= t == DType::kF32, all[1] &= t == DType::kBF16; };
-  for (int j = 0; j < a.n_terms; ++j) see(a.terms[j].dtype);
-  for (int k = 0; k < a.n_outs; ++k) see(a.outs[k].dtype);
-  bool dense = a.unit;
-  for (int r = 0; !a.key && r < a.n_noises; ++r)
-    dense &= sizeof(S) == 8 || a.noise[r].dtype != DType::kF64;  // the lanes of float32 do not load float64
-
-  const int64_t elements = a.batch * a.numel;
-  Job<S> job;
   int64_t prepared = -1;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t sample = tile / per_sample, i0 = tile % per_sample * kTile;
-    const int64_t n = a.numel - i0 < kTile ? a.numel - i0 : kTile;
     const int64_t step = a.step[a.per_sample_step ? sample : 0];
-    if (step != prepared) prepare(a, prepared = step, job);
-    const auto at = [&](const Operand& o) { return advance({o.data, o.dtype}, sample * o.batch_stride + i0); };
-    const bool keyed = a.key && job.mask >> 9;  // a key alone makes no noise: the row must ask for some
-    job.far = dense && !keyed && elements >= kVeryFar;
-    if (keyed) {
-      Ahead ahead;
-      for (int j = 0; dense && elements >= kFar && j < a.n_terms; ++j)
-        if (job.mask >> j & 1) ahead.span[ahead.count++] = at(a.terms[j]);
-      for (int r = 0; r < a.n_noises; ++r)
-        if (job.mask >> (9 + r) & 1) {
-          const uint64_t seed = a.key[2 * sample], offset = a.key[2 * sample + 1];
-          normals(seed, offset + job.draw[r] * a.chunks + i0 / Chunk<S>::kSize, n, ahead, xi[r]);
-          ahead.count = 0;
-        }
-    }
-    int64_t done = 0;
-    if (dense) {
-      for (int j = 0; j < a.n_terms; ++j) job.term[j] = at(a.terms[j]);
-      for (int k = 0; k < a.n_outs; ++k) job.out[k] = at(a.outs[k]);
-      for (int r = 0; r < a.n_noises; ++r)
-        job.xi[r] = a.key ? Span{xi[r], sizeof(S) == 8 ? DType::kF64 : DType::kF32} : at(a.noise[r]);
-      done = n / kStep * kStep;
-      if (sizeof(S) == 4 && all[0])
-        dense_by_terms<V, L, Kind::kF32>(job, done);
-      else if (sizeof(S) == 4 && all[1])
-        dense_by_terms<V, L, Kind::kBF16>(job, done);
-      else
-        dense_by_terms<V, L, Kind::kAny>(job, done);
-    }
-    for (; done < n; done += kStridedTile)
-      strided<V, L>(a, job, sample, i0 + done, n - done < kStridedTile ? n - done : kStridedTile, xi, done);
+    if (step != prepared) loop.prepare(a.table + (prepared = step) * kColumns);
+    loop.tile(sample, i0, a.numel - i0 < kTile ? a.numel - i0 : kTile);
   }
 }
 
