@@ -112,7 +112,7 @@ def procedure_for(
     values = registry.complete(procedure, options)
 
     def begin(x: Tensor, **given: Any) -> Run:
-        return procedure.make(procedures.Setting(path, between, shared, x, **given), **values)
+        return procedure.make(procedures.Setting(path, between, shared, x, width=network.width, **given), **values)
 
     return begin
 

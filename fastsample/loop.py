@@ -132,7 +132,10 @@ def sample(
     key = None if noise is not None else _keys(seed, sample_ids, len(state), state.device)
     with torch.set_grad_enabled(grad):  # what is made here outlives the run: ordinary tensors
         shared: dict[str, Any] = {"start": kind, "key": key, "noise": noise, "input_dtype": network.dtype, "grad": grad}
-        run: Run = begin(state, **shared) if plan is None else PlanRun(plan, state, **shared)
+        if plan is None:
+            run: Run = begin(state, energy=network.energy_given(network.condition(cond, state)), **shared)
+        else:
+            run = PlanRun(plan, state, **shared)
         predict = _predictor(network, run.guided, cond, uncond, state)
         known, title = (None, str(solver)) if plan is None else (plan.path.steps, plan.solver)
         states = _Recorder(run, known, grad) if return_trajectory else None
@@ -240,9 +243,8 @@ def _predictor(network: Network, guided: bool, cond: Any, uncond: Any, state: Te
     for name, value in (("cond", cond), ("uncond", uncond)):
         if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != len(state)):
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, need {len(state)} conditions, one per sample")
-    if cond is None and network.null_class is not None and not guided:
-        cond = torch.full((len(state),), network.null_class, dtype=torch.int64, device=state.device)
     if not guided:
+        cond = network.condition(cond, state)
         if uncond is not None:
             raise ValueError("uncond: got it without guidance; give guidance= too")
         return network.given(cond)

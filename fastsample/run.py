@@ -30,7 +30,7 @@ Noise = Sequence[Tensor | None] | Mapping[int, Tensor] | Callable[[int], Tensor]
 
 
 Array = npt.NDArray[np.float64]
-_NOISE_WEIGHTS = np.array([row.g(k, r) for r in range(row.MAX_NOISES) for k in range(row.MAX_OUTPUTS)])
+NOISE_WEIGHTS = np.array([row.g(k, r) for r in range(row.MAX_NOISES) for k in range(row.MAX_OUTPUTS)])
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class PlanRun:
         """Per call: what is asked, and the arguments of the update with places for the network's outputs."""
         slots, guided, steps = self._slots, self.guided, self._device.steps
         late = self._noise is not None and self._noise.late
-        quiet = late or not self.plan.table[:, _NOISE_WEIGHTS].any()
+        quiet = late or not self.plan.table[:, NOISE_WEIGHTS].any()
         prepared = []
         for i, call in enumerate(self.plan.calls):
             places = tuple((n, -1 - j if guided else None) for n, j in enumerate(call.terms) if j < 0)
@@ -228,15 +228,9 @@ class PlanRun:
 
     def noises(self, values: Array) -> tuple[Tensor | None, list[Tensor]]:
         """Key and noise tensors of a row; neither if it uses no noise."""
-        weights = values[_NOISE_WEIGHTS]
-        if not weights.any():
+        if not values[NOISE_WEIGHTS].any():
             return None, []
-        if self._noise is None:
-            return self._key, []
-        used = weights.reshape(row.MAX_NOISES, row.MAX_OUTPUTS).any(axis=1)
-        # A noise of weight zero is never read, so that of noise 1 may stand in the place of noise 0.
-        draws = [int(values[row.DRAW + (r if used[r] else 1)]) for r in range(used[1] + 1)]
-        return None, [self._noise(draw, self._slots[0]) for draw in draws]
+        return (self._key, []) if self._noise is None else (None, self._noise.of_row(values, self._slots[0]))
 
 
 def check_output(told: Any, x: Tensor, *, guided: bool) -> None:
@@ -262,6 +256,15 @@ class Recorded:
     def __init__(self, noise: Noise, draws: int) -> None:
         self.late, self._draws = callable(noise), draws
         self._noise = noise if callable(noise) else _by_number(noise)
+
+    def of_row(self, values: Array, x: Tensor) -> list[Tensor]:
+        """The noise tensors of a row ``(48,)`` or longer that is applied to tensors like ``x``."""
+        used = values[NOISE_WEIGHTS].reshape(row.MAX_NOISES, row.MAX_OUTPUTS).any(axis=1)
+        if not used.any():
+            return []
+        # A noise of weight zero is never read, so that of noise 1 may stand in the place of noise 0.
+        draws = [int(values[row.DRAW + (r if used[r] else 1)]) for r in range(used[1] + 1)]
+        return [self(draw, x) for draw in draws]
 
     def __call__(self, draw: int, x: Tensor) -> Tensor:
         """The noise of a draw for the state ``x``; raises ``TypeError`` or ``ValueError`` if it is not like ``x``."""

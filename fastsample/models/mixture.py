@@ -167,21 +167,29 @@ class GaussianMixture:
         which the log-SNR does not tell.
         """
         facts: dict[str, Any] = {"shape": self.shape, "exact": self._exact, "name": "mixture"}
+        facts["width"] = float(self._std.min())
         made: dict[str, Callable[[Tensor, Level, Level], Tensor]] = {
             "eps": self.eps,
             "x0": self.x0,
             "v": self.v,
         }
         if prediction == "flow":
+            facts["energy"] = lambda x, t: -self.log_prob(x.double(), 1 - t.double(), t.double())
             return Network(lambda x, t: self.flow(x, 1 - t, t), "flow", schedule="flow", **facts)
         if prediction not in made:
             raise ValueError(f"prediction: got {prediction!r}, allowed are {', '.join([*made, 'flow'])}")
         predict = made[prediction]
 
-        def ideal(x: Tensor, lam: Tensor) -> Tensor:
-            return predict(x, torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt())
+        def level(lam: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
 
-        return Network(ideal, prediction, time="log-snr", input_scaling="vp", **facts)
+        def ideal(x: Tensor, lam: Tensor) -> Tensor:
+            return predict(x, *level(lam))
+
+        def energy(x: Tensor, lam: Tensor) -> Tensor:
+            return -self.log_prob(x.double(), *level(lam.double()))
+
+        return Network(ideal, prediction, time="log-snr", input_scaling="vp", energy=energy, **facts)
 
     def _exact(self, number: int, seed: int) -> Tensor:
         return self.sample(number, seed=seed)

@@ -15,6 +15,7 @@ INPUT_SCALINGS = ("none", "vp", "edm")
 
 Output = Tensor | tuple[Tensor, Tensor]
 Predictor = Callable[[Tensor, Tensor], Output]
+Energy = Callable[[Tensor, Tensor], Tensor]
 
 
 class Network:
@@ -38,11 +39,16 @@ class Network:
             two calls.
         exact: ``exact(number, seed)`` draws samples ``(number, ...)`` of the law that the network stands for, where
             that can be done; reports then tell the distance to it.
+        energy: ``energy(x, t)`` or ``energy(x, t, cond)``: -log of the density at the level of ``t``, ``(B,)``, up to a
+            constant of the level, at points that the network is asked at (its scaled input, in the dtype of the state).
+            Samplers with an accept step then need no estimate of it.
+        width: the smallest standard deviation of the data in any direction, or less; 0 if nothing is known. Step sizes
+            of samplers that run Markov chains are measured in it.
         name: for reports.
 
     Raises:
-        TypeError: ``fn`` is not callable.
-        ValueError: a word that is not among those above.
+        TypeError: ``fn`` or ``energy`` is not callable.
+        ValueError: a word that is not among those above, a width below 0.
     """
 
     def __init__(
@@ -59,10 +65,16 @@ class Network:
         schedule: Any = None,
         one_batch: bool = True,
         exact: Callable[[int, int], Tensor] | None = None,
+        energy: Callable[..., Tensor] | None = None,
+        width: float | None = None,
         name: str | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"model: got {type(fn).__name__}, need a callable model(x, t)")
+        if energy is not None and not callable(energy):
+            raise TypeError(f"energy: got {type(energy).__name__}, need a callable energy(x, t)")
+        if width is not None and not 0 <= width < float("inf"):
+            raise ValueError(f"width: got {width!r}, allowed are numbers >= 0")
         for argument, value, allowed in (
             ("prediction", prediction, PREDICTIONS),
             ("time", time, TIMES),
@@ -75,6 +87,7 @@ class Network:
         self.dtype, self.shape = dtype, None if shape is None else tuple(shape)
         self.classes, self.null_class = classes, null_class
         self.schedule, self.one_batch, self.exact = schedule, one_batch, exact
+        self.energy, self.width = energy, width
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
 
     @property
@@ -101,6 +114,17 @@ class Network:
         if cond is None and self.dtype is None:
             return self.fn
         return lambda x, t: self(x, t, cond)
+
+    def condition(self, cond: Any, x: Tensor) -> Any:
+        """The condition of a run without guidance: if none is given, that of no class, where there is one."""
+        if cond is None and self.null_class is not None:
+            return torch.full((len(x),), self.null_class, dtype=torch.int64, device=x.device)
+        return cond
+
+    def energy_given(self, cond: Any) -> Energy | None:
+        """The energy of one branch as ``energy(x, t)``; None if the network has none."""
+        energy = self.energy
+        return energy if energy is None or cond is None else lambda x, t: energy(x, t, cond)
 
     def guided(self, cond: Any, uncond: Any) -> Predictor:
         """The network of both branches as ``predict(x, t) -> (conditional, unconditional)``."""
@@ -161,6 +185,8 @@ def as_network(
         schedule=model.schedule if isinstance(model, Network) else fact("schedule", str),
         one_batch=model.one_batch if isinstance(model, Network) else True,
         exact=model.exact if isinstance(model, Network) else None,
+        energy=model.energy if isinstance(model, Network) else None,
+        width=model.width if isinstance(model, Network) else None,
         name=fact("name", str),
     )
 

@@ -90,6 +90,9 @@ def ordered_sum(x: Tensor) -> Tensor:
     """Float64 sum of the elements of each sample, ``(B,)`` of ``(B, ...)``, in the order of docs/metropolis.md."""
     batch = x.shape[0]
     flat = x.double().reshape(batch, x[0].numel() if batch else 0)
+    if flat.shape[1] <= LANES:  # one block, one round: lanes beyond the next power of two would add 0 to the tree
+        full = 1 << max(0, flat.shape[1] - 1).bit_length()
+        return _fold(torch.nn.functional.pad(flat, (0, full - flat.shape[1])) + 0.0)
     blocks = -(-flat.shape[1] // (LANES * ROUNDS))
     lanes = torch.nn.functional.pad(flat, (0, blocks * LANES * ROUNDS - flat.shape[1]))
     lanes = lanes.reshape(batch, blocks, ROUNDS, LANES)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fastsample.models.network import Energy
     from fastsample.run import Noise, Run
     from fastsample.schedules import Schedule
 
@@ -25,7 +26,7 @@ class Setting:
 
     ``path``, ``schedule``: the levels, and what lies between them (None: see ``stages.Between``).  ``network``: the
     arguments of ``make_plan`` that describe the network and what is done with its outputs (``prediction``,
-    ``guidance``, ``clip``, ...).  The rest as in ``PlanRun``.
+    ``guidance``, ``clip``, ...).  ``energy``, ``width``: what the `Network` says of itself.  The rest: see ``PlanRun``.
     """
 
     path: Path
@@ -37,6 +38,8 @@ class Setting:
     noise: Noise | None
     input_dtype: torch.dtype | None
     grad: bool
+    energy: Energy | None = None
+    width: float | None = None
 
 
 @dataclass(frozen=True)
