@@ -33,8 +33,9 @@ class Mala(KernelRun):
     ``theta``: step size in units of 1 / L_g; None: 1.36 d^(-1/3), at most 1, where Roberts and Rosenthal 1998 have the
     best step on a Gaussian of d dimensions.  ``adapt``: None, or an acceptance rate to which theta is steered from
     segment to segment; it takes one read of the device per segment, and a batch cut differently takes other steps.
-    ``chain``: ``(segments, B, 5)``, the numbers of ``metropolis_``.  ``radii``: None, or the largest ``|z' - z|`` and ``|z'|`` that are accepted.  ``uniforms``: ``(segments, inner, B)``
-    float64 in place of keyed ones, needed where the noise is given.
+    ``radii``: None, or the largest ``|z' - z|`` and ``|z'|`` that are accepted.  ``uniforms``: ``(segments, inner, B)``
+    float64 in place of keyed ones, needed where the noise is given.  ``chain``: ``(segments, B, 5)``, the numbers of
+    ``metropolis_``.
     """
 
     def __init__(
