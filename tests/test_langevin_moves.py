@@ -66,6 +66,14 @@ def factor(m: Move) -> np.ndarray:
     return np.array([[m.l_1, m.l_2], [m.l_v, 0.0]])
 
 
+def test_many_lengths_at_once():
+    lengths = SIZES / 1.7
+    many = move(1.7, lengths)
+    for name in NAMES:
+        one = [getattr(move(1.7, h), name) for h in lengths[::40]]
+        np.testing.assert_allclose(getattr(many, name)[::40], one, rtol=4e-16)
+
+
 @pytest.mark.parametrize("a", [1e-9, 1e-3, 0.2, 4.0])
 def test_moves_compose_like_matrix_powers(a):
     one, count = move(1.7, a / 1.7), 25

@@ -24,8 +24,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Number = Any  # a float, or float64 (n,): lengths and all that is made of them
 
 _SERIES = 3.0  # above it the closed forms cancel less than two bits
+_POWERS = range(2, 34)  # 3^34 / 34! is below 2^-62
+_P2 = np.array([(n - 1) / math.factorial(n) for n in _POWERS][::-1])
+_VAR_X = np.array([(2 * n - 3 - (-1) ** n) / math.factorial(n) for n in _POWERS][::-1])
+_REST = np.array([2 * k / math.factorial(2 * k + 1) for k in range(1, 16)][::-1])
 
 
 @dataclass(frozen=True)
@@ -38,79 +49,64 @@ class Move:
     """
 
     gamma: float
-    h: float
-    e: float
-    p1: float
-    p2: float
-    var_x: float
-    cov: float
-    var_v: float
-    l_v: float
-    l_1: float
-    l_2: float
+    h: Number
+    e: Number
+    p1: Number
+    p2: Number
+    var_x: Number
+    cov: Number
+    var_v: Number
+    l_v: Number
+    l_1: Number
+    l_2: Number
 
 
-def move(gamma: float, h: float) -> Move:
+def move(gamma: float, h: float | Array) -> Move:
     """The moments of a move of length ``h >= 0`` at friction ``gamma >= 0``, each to a few units of the last digit.
 
-    Raises ``ValueError`` unless both are finite and not negative.
+    ``h``: one length, or float64 ``(n,)`` for as many moves at once.  Raises ``ValueError`` unless all are finite and
+    not negative.
     """
-    for name, value in (("gamma", gamma), ("h", h)):
-        if not 0.0 <= value < math.inf:
-            raise ValueError(f"{name}: got {value!r}, allowed are finite numbers >= 0")
-    gamma, h = float(gamma), float(h)
-    a = gamma * h
-    e, y, t = math.exp(-a), -math.expm1(-a), math.tanh(0.5 * a)
-    p1 = y / gamma if a > 0.0 else h
-    var_v = -math.expm1(-2.0 * a)
-    return Move(
-        gamma=gamma,
-        h=h,
-        e=e,
-        p1=p1,
-        p2=h * h * _p2(a),
-        var_x=h * h * _var_x(a),
-        cov=p1 * y,
-        var_v=var_v,
-        l_v=math.sqrt(var_v),
-        l_1=p1 * math.sqrt(t),
-        l_2=h * math.sqrt(_rest(a)),
-    )
+    lengths = np.asarray(h, dtype=np.float64)
+    for name, value in (("gamma", np.asarray(gamma)), ("h", lengths)):
+        if not ((value >= 0.0) & (value < np.inf)).all():
+            raise ValueError(f"{name}: got {gamma if name == 'gamma' else h!r}, allowed are finite numbers >= 0")
+    gamma = float(gamma)
+    a = gamma * lengths
+    y, t, var_v = -np.expm1(-a), np.tanh(0.5 * a), -np.expm1(-2.0 * a)
+    p1 = np.where(a > 0.0, y / (gamma or 1.0), lengths)
+    moments = {
+        "h": lengths,
+        "e": np.exp(-a),
+        "p1": p1,
+        "p2": lengths**2 * _p2(a),
+        "var_x": lengths**2 * _var_x(a),
+        "cov": p1 * y,
+        "var_v": var_v,
+        "l_v": np.sqrt(var_v),
+        "l_1": p1 * np.sqrt(t),
+        "l_2": lengths * np.sqrt(_rest(a)),
+    }
+    return Move(gamma, **{k: v if lengths.ndim else float(v) for k, v in moments.items()})
 
 
-def _p2(a: float) -> float:
+def _p2(a: Array) -> Array:
     """p2 / h^2 = (a - 1 + e^-a) / a^2."""
-    if a > _SERIES:
-        return (a + math.expm1(-a)) / a / a
-    total, term, n = 0.5, 0.5, 2  # term = a^(n-2) / n!
-    while term * n > 1e-18 * total:
-        n += 1
-        term *= a / n
-        total += (n - 1) * term
-    return math.exp(-a) * total
+    small, large = np.minimum(a, _SERIES), np.maximum(a, _SERIES)
+    series = np.exp(-small) * np.polyval(_P2, small)
+    return np.where(a > _SERIES, (large + np.expm1(-large)) / large / large, series)
 
 
-def _var_x(a: float) -> float:
+def _var_x(a: Array) -> Array:
     """Var x / h^2 = (2a - 3 + 4 e^-a - e^-2a) / a^2."""
-    if a > _SERIES:
-        return (2.0 * a - 3.0 + math.exp(-a) * (4.0 - math.exp(-a))) / a / a
-    total, term, n = 0.0, 0.5, 2
-    while n == 2 or term * n > 1e-18 * total:
-        n += 1
-        term *= a / n
-        total += (2 * n - 3 + (1 if n % 2 else -1)) * term
-    return math.exp(-a) * total
+    small, large = np.minimum(a, _SERIES), np.maximum(a, _SERIES)
+    e = np.exp(-large)
+    series = np.exp(-small) * np.polyval(_VAR_X, small)
+    return np.where(a > _SERIES, (2.0 * large - 3.0 + e * (4.0 - e)) / large / large, series)
 
 
-def _rest(a: float) -> float:
+def _rest(a: Array) -> Array:
     """l_2^2 / h^2 = 2 (a - 2 tanh(a/2)) / a^2, the variance of x that v does not tell."""
-    if a > _SERIES:
-        return 2.0 * (a - 2.0 * math.tanh(0.5 * a)) / a / a
-    b = 0.5 * a
-    total, term, k = 0.0, b, 1  # term = b^(2k-1) / (2k-1)!
-    while k == 1 or 2 * k * term > 1e-18 * total:
-        term /= 2 * k * (2 * k + 1)
-        total += 2 * k * term
-        term *= b * b
-        k += 1
-    return total / math.cosh(b)
+    b, large = 0.5 * np.minimum(a, _SERIES), np.maximum(a, _SERIES)
+    series = b * np.polyval(_REST, b * b) / np.cosh(b)
+    return np.where(a > _SERIES, 2.0 * (large - 2.0 * np.tanh(0.5 * large)) / large / large, series)
