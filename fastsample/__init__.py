@@ -19,6 +19,7 @@ _HOME = {
     "Plan": "plan",
     "make_path": "grids",
     "Path": "path",
+    "Ladder": "models.ladder",
     "Network": "models.network",
     "GaussianMixture": "models.mixture",
     "load_model": "models.loading",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .loop import StepInfo as StepInfo
     from .loop import StopSampling as StopSampling
     from .loop import sample as sample
+    from .models.ladder import Ladder as Ladder
     from .models.loading import load_model as load_model
     from .models.mixture import GaussianMixture as GaussianMixture
     from .models.network import Network as Network

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from . import procedures
+from .models.ladder import Ladder
 from .models.network import Network
 from .path import Path
 from .plan import Plan, make_plan
@@ -110,9 +111,11 @@ def procedure_for(
     shared = {name: options.pop(name, default) for name, default in DEFAULTS.items()}
     shared |= {"guidance": guidance, "denoised": denoised, **_of_network(network, path)}
     values = registry.complete(procedure, options)
+    costs = network.costs if isinstance(network, Ladder) else None
 
     def begin(x: Tensor, **given: Any) -> Run:
-        return procedure.make(procedures.Setting(path, between, shared, x, width=network.width, **given), **values)
+        facts = {"width": network.width, "costs": costs, **given}
+        return procedure.make(procedures.Setting(path, between, shared, x, **facts), **values)
 
     return begin
 

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from .. import noise
+from .ladder import Ladder
 from .network import Network
 
 Level = float | Tensor  # a number, or one per sample (B,)
 
+_LADDER = 0x6C6164  # of the fixed random waves of a ladder
 _STREAM = 0x6D6978  # exact samples of a seed are independent of the noise that a sampler draws with the same seed
 _CHUNK = 1 << 24  # elements of the largest temporary: modes are taken in groups that stay below it
 
@@ -190,6 +192,33 @@ class GaussianMixture:
             return -self.log_prob(x.double(), *level(lam.double()))
 
         return Network(ideal, prediction, time="log-snr", input_scaling="vp", energy=energy, **facts)
+
+    def ladder(self, levels: int = 5, prediction: str = "eps", error: float = 0.5, gamma: float = 2.5) -> Ladder:
+        """The ideal network with errors that halve from level to level, at costs that grow ``2^gamma`` times.
+
+        Level k predicts ``eps + error 2^{-k} sin(W_k x + phi_k)`` with fixed random ``W_k``, ``phi_k``, the last level
+        ``eps`` itself: what a ladder of trained networks is in theory (Jacot 2026, arXiv 2603.24594), without training
+        one.  ``prediction``: ``"eps"`` only.
+        """
+        if prediction != "eps" or not isinstance(levels, int) or levels < 1:
+            raise ValueError(f"levels, prediction: got {levels!r}, {prediction!r}, allowed are 1 or more and 'eps'")
+        ideal = self.network("eps")
+        size = self._means.shape[1]
+
+        def level(k: int) -> Network:
+            key = noise.fold_in(noise.keys(_LADDER, 1), k)
+            w, phase = noise.normal_like(torch.empty(1, size, size), key), noise.uniform((1, size), key, 1)
+
+            def predict(x: Tensor, lam: Tensor) -> Tensor:
+                flat = x.flatten(1)
+                wave = torch.sin(flat @ w[0].to(flat) / size**0.5 + 2 * math.pi * phase.to(flat))
+                out: Tensor = ideal.fn(x, lam) + error * 2.0**-k * wave.reshape(x.shape)
+                return out
+
+            facts: dict[str, Any] = {"shape": self.shape, "exact": self._exact, "name": "mixture"}
+            return Network(predict, "eps", time="log-snr", input_scaling="vp", **facts)
+
+        return Ladder([*map(level, range(levels - 1)), ideal], [2.0 ** (gamma * k) for k in range(levels)])
 
     def _exact(self, number: int, seed: int) -> Tensor:
         return self.sample(number, seed=seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,8 @@ class Setting:
 
     ``path``, ``schedule``: the levels, and what lies between them (None: see ``stages.Between``).  ``network``: the
     arguments of ``make_plan`` that describe the network and what is done with its outputs (``prediction``,
-    ``guidance``, ``clip``, ...).  ``energy``, ``width``: what the `Network` says of itself.  The rest: see ``PlanRun``.
+    ``guidance``, ``clip``, ...).  ``energy``, ``width``: what the `Network` says of itself; ``costs``: of the levels, if
+    it is a `Ladder`.  The rest: see ``PlanRun``.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Setting:
     grad: bool
     energy: Energy | None = None
     width: float | None = None
+    costs: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
