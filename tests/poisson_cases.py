@@ -59,6 +59,24 @@ def literal(table, eps, x, sizes, weights, h, z):
     return np.stack(states)
 
 
+def chosen_of(windows, h):
+    """Midpoints as ``Windows.draw`` returns them, of h (M, B) bool."""
+    drawn = []
+    for w in windows:
+        index = np.where(h[w.start : w.end].T, np.arange(w.start, w.end), w.end)
+        drawn.append(np.sort(index, axis=1)[:, : h[w.start : w.end].sum(0).max()])
+    return drawn
+
+
+def mask_of(windows, drawn):
+    """h (M, B) bool of midpoints as ``Windows.draw`` returns them."""
+    h = np.zeros((len(windows.table), len(drawn[0])), bool)
+    for window, ms in zip(windows, drawn, strict=True):
+        for b, m in enumerate(ms):
+            h[m[m < window.end], b] = True
+    return h
+
+
 def moves(windows, h):
     """(i, q) of all moves of a sample whose midpoints are h (M,) bool."""
     found = []

@@ -25,7 +25,7 @@ from fastsample.solvers.poisson_windows import Windows
 from fastsample.solvers.step import Step
 
 from .golden_cases import Replay
-from .poisson_cases import STEMS, collapsed, eps_of, literal, recorded
+from .poisson_cases import STEMS, collapsed, eps_of, literal, mask_of, recorded
 
 SHARED = "poisson-midpoint-shared"
 pytestmark = pytest.mark.filterwarnings("ignore:window. a correction")  # coarse tables do not matter here
@@ -75,9 +75,7 @@ def test_collapsed_is_the_loop(name, midpoints):
     table = fine_table(path, name, 0.4 if name == "ddim" else 0.0)
     sizes = [7, 1, 20, 2, 30, 39, 1]
     windows = Windows(table, None, sizes, midpoints)
-    h = np.zeros(100, bool)
-    for (drawn,) in windows.draw(noise.keys(3, 1)):
-        h[drawn] = True
+    h = mask_of(windows, windows.draw(noise.keys(3, 1)))[:, 0]
     rng = np.random.default_rng(0)
     x, z = rng.standard_normal((5, 4)), rng.standard_normal((100, 5, 4))
     weights = [window.weight for window in windows]
@@ -249,13 +247,13 @@ def test_number_of_calls_is_binomial():
     path = make_path("ddpm-linear", "trailing", 1000)
     windows = Windows(fine_table(path), 25, None, "bernoulli")
     drawn = windows.draw(noise.keys(11, 400))
-    counts = np.array([[len(m) for m in window] for window in drawn])  # (40, 400)
+    counts = mask_of(windows, drawn).reshape(40, 25, 400).sum(1)
     assert abs(counts.mean() - 1.0) < 4 * math.sqrt(0.96 / counts.size)
     for n, p in ((0, 0.96**25), (1, 0.96**24), (2, 0.48 * 0.96**23)):
         share = (counts == n).mean()
         expected = p if n < 2 else 300 * 0.04**2 * 0.96**23
         assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / counts.size), n
-    at_start = np.array([[window.start in m for m in ms] for window, ms in zip(windows, drawn, strict=True)])
+    at_start = mask_of(windows, drawn)[::25]
     assert abs(at_start.mean() - 0.04) < 4 * math.sqrt(0.04 * 0.96 / at_start.size)
     # no two fine steps go together: variance of the number per sample is that of independent ones
     total = counts.sum(0)
@@ -266,22 +264,19 @@ def test_number_of_calls_is_binomial():
 def test_fixed_numbers_of_midpoints(midpoints, count):
     """Always that many different ones, each place as likely as another; false alarm about 1e-3 in all."""
     path = make_path("ddpm-linear", "rows", 50)
-    drawn = Windows(fine_table(path), 25, None, midpoints).draw(noise.keys(5, 2000))
-    for start, ms in zip((0, 25), drawn, strict=True):
-        assert {len(np.unique(m)) for m in ms} == {count}
-        assert all((np.diff(m) > 0).all() for m in ms)
-        hits = np.bincount(np.concatenate(ms) - start, minlength=25)
-        assert len(hits) == 25
-        expected, spread = 80 * count, math.sqrt(2000 * count / 25 * (1 - count / 25))
-        assert (np.abs(hits - expected) <= 4.5 * spread + 1e-9).all()
+    windows = Windows(fine_table(path), 25, None, midpoints)
+    drawn = windows.draw(noise.keys(5, 2000))
+    assert all(m.shape == (2000, count) and (np.diff(m, axis=1) > 0).all() for m in drawn)
+    hits = mask_of(windows, drawn).sum(1)
+    spread = math.sqrt(2000 * count / 25 * (1 - count / 25))
+    assert (np.abs(hits - 80 * count) <= 4.5 * spread + 1e-9).all()
 
 
 def test_midpoints_of_a_sample_are_its_own():
     path = make_path("ddpm-linear", "rows", 100)
     windows = Windows(fine_table(path), 25, None, "bernoulli")
-    whole, part = windows.draw(noise.keys(3, 9)), windows.draw(noise.keys(3, torch.tensor([4, 8])))
-    for all_, some in zip(whole, part, strict=True):
-        assert [all_[4].tolist(), all_[8].tolist()] == [m.tolist() for m in some]
+    whole, part = (mask_of(windows, windows.draw(noise.keys(3, ids))) for ids in (9, torch.tensor([4, 8])))
+    np.testing.assert_array_equal(whole[:, [4, 8]], part)
 
 
 def test_warns_where_corrections_are_large():

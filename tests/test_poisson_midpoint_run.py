@@ -19,7 +19,7 @@ from fastsample.solvers.fine_tables import fine_table
 from fastsample.solvers.poisson_windows import Windows
 
 from .exact import Mixture
-from .poisson_cases import STEMS, collapsed, eps_of, literal, recorded
+from .poisson_cases import STEMS, chosen_of, collapsed, eps_of, literal, mask_of, recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore:window. a correction")
 
@@ -68,9 +68,8 @@ def run_with(windows, chosen, x, eps, draws, monkeypatch):
 def test_recorded_run(stem, monkeypatch):
     data, table = recorded(stem)
     windows, h = Windows(table, 10, None, "bernoulli"), data["H_per_sample"]
-    chosen = [[w.start + np.flatnonzero(h[w.start : w.end, b]) for b in range(8)] for w in windows]
     draws = collapsed(table, windows, h, data["Z"])
-    run, states = run_with(windows, chosen, data["x_T"], eps_of(table.path), draws, monkeypatch)
+    run, states = run_with(windows, chosen_of(windows, h), data["x_T"], eps_of(table.path), draws, monkeypatch)
     np.testing.assert_allclose(states, data["states_per_sample"][1:], rtol=0, atol=1e-11)
     np.testing.assert_allclose(run.state, data["x_out_per_sample"], rtol=0, atol=1e-11)
     assert run.stats()["midpoints_per_sample"] == h.sum() / 8
@@ -83,9 +82,7 @@ def test_collapsed_is_the_loop(midpoints, monkeypatch):
     table, sizes = fine_table(path), [7, 1, 20, 2, 30, 19, 1]
     windows = Windows(table, None, sizes, midpoints)
     chosen = windows.draw(noise.keys(3, 6))
-    h = np.zeros((80, 6), bool)
-    for b, ms in enumerate(zip(*chosen, strict=True)):
-        h[np.concatenate(ms), b] = True
+    h = mask_of(windows, chosen)
     rng = np.random.default_rng(0)
     x, z = rng.standard_normal((6, 4)), rng.standard_normal((80, 6, 4))
     draws = collapsed(table, windows, h, z)
@@ -114,7 +111,9 @@ def test_equal_midpoints_give_the_bits_of_the_plan(options, prediction, dtype, m
     options = {**PAIR, **options}
     scaling = options.pop("input_scaling", "none")
     mine = Windows.draw
-    monkeypatch.setattr(Windows, "draw", lambda self, key: [m * len(key) for m in mine(self, noise.keys(4, 1))])
+    monkeypatch.setattr(
+        Windows, "draw", lambda self, key: [m.repeat(len(key), 0) for m in mine(self, noise.keys(4, 1))]
+    )
     inner = exact(prediction)
     network = Network(inner.fn, prediction=prediction, time="sigma", input_scaling=scaling)
     if scaling != "none":

@@ -8,7 +8,6 @@ how the batch was cut.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ from fastsample.solvers.poisson_midpoint import (
     PAPER,
     REFINED,
     USUAL,
-    window_steps,
+    shared_steps,
 )
 from fastsample.solvers.poisson_windows import Indices, Window, Windows, asked, check_seed
 from fastsample.solvers.step import Step
@@ -52,9 +51,9 @@ class PoissonMidpoint:
         preview, scaled = bool(network["denoised"]), network["input_scaling"] != "none"
         keys = noise.keys(0, len(x)) if setting.key is None else setting.key.cpu()
         self._drawn = windows.draw(noise.fold_in(keys, midpoint_seed))
-        plan = [[asked(window, m) for m in drawn] for window, drawn in zip(windows, self._drawn, strict=True)]
-        self._asked = sum(len(m) for window in plan for m in window)
-        most = max((len(m) for window in plan for m in window), default=0)
+        plan = [asked(window, drawn) for window, drawn in zip(windows, self._drawn, strict=True)]
+        self._asked = sum(_count(window, m) for window, m in zip(windows, plan, strict=True))
+        most = max(m.shape[1] for m in plan)
         held = ["x", *([FROZEN] if most else []), *([REFINED] if most > 1 else []), *(["x0"] if preview else [])]
         self._held, extra = held, (*(["input"] if scaled else []), *(["x0"] if preview else []))
         rows = Rows(windows, network, held)
@@ -127,7 +126,7 @@ class PoissonMidpoint:
             "fine_steps": len(self._windows.table),
             "windows": len(self._windows),
             "midpoints": self._windows.midpoints,
-            "midpoints_per_sample": sum(len(m) for drawn in self._drawn for m in drawn) / batch,
+            "midpoints_per_sample": sum(_count(w, m) for w, m in zip(self._windows, self._drawn, strict=True)) / batch,
             "nfe_per_sample": len(self._windows) + self._asked / batch,  # without waiting for others
             "rows": len(self._table),
         }
@@ -172,6 +171,10 @@ class PoissonMidpoint:
         return None, [mixed]
 
 
+def _count(window: Window, midpoints: Indices) -> int:
+    return int((midpoints < window.end).sum())
+
+
 def _check(network: dict[str, Any]) -> None:
     for name in ("threshold", "rescale"):
         if network[name] is not None:
@@ -199,7 +202,7 @@ class Shared(PlanRun):
             "fine_steps": len(self.windows.table),
             "windows": len(self.windows),
             "midpoints": self.windows.midpoints,
-            "midpoints_per_sample": sum(map(len, self.drawn)),
+            "midpoints_per_sample": sum(_count(w, m) for w, m in zip(self.windows, self.drawn, strict=True)),
             "nfe_per_sample": self.plan.nfe,
             "rows": self.plan.nfe,
         }
@@ -223,9 +226,9 @@ def poisson_midpoint(
     check_seed(midpoint_seed)
     if not shared:
         return PoissonMidpoint(setting, made, midpoint_seed)
-    drawn = [m[0] for m in made.draw(noise.keys(midpoint_seed, 1))]
-    steps = itertools.chain(*(window_steps(made, w, asked(w, m)) for w, m in zip(made, drawn, strict=True)))
-    plan = plans.assemble("poisson-midpoint-shared", setting.path, list(steps), options={}, **setting.network)
+    drawn = made.draw(noise.keys(midpoint_seed, 1))
+    steps = shared_steps(made, drawn)
+    plan = plans.assemble("poisson-midpoint-shared", setting.path, steps, options={}, **setting.network)
     s = setting
     run = Shared(plan, s.x, start=s.start, key=s.key, noise=s.noise, input_dtype=s.input_dtype, grad=s.grad)
     run.windows, run.drawn = made, drawn

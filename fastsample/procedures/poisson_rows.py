@@ -18,7 +18,7 @@ from fastsample.path import Array
 from fastsample.solvers import assemble as plans
 from fastsample.solvers.express import Network, express, predict, write
 from fastsample.solvers.poisson_midpoint import FROZEN, REFINED, midpoint_step, start_step
-from fastsample.solvers.poisson_windows import Window, Windows
+from fastsample.solvers.poisson_windows import Indices, Window, Windows
 from fastsample.solvers.step import Step
 
 Numbers = npt.NDArray[np.int64]
@@ -110,27 +110,29 @@ class Rows:
         return values
 
 
-def batch_calls(windows: Windows, plan: list[list[list[int]]], rows: Rows, extra: tuple[str, ...]) -> list[Call]:
-    """The calls of the batch, window by window; ``plan``: per window and sample, the midpoints to ask at."""
+def batch_calls(windows: Windows, plan: Sequence[Indices], rows: Rows, extra: tuple[str, ...]) -> list[Call]:
+    """The calls of the batch, window by window; ``plan``: per window the midpoints to ask at, see ``Windows.draw``."""
     calls = []
     for window, chosen in zip(windows, plan, strict=True):
-        stops = [[*m, window.end] for m in chosen]
-        most = max(map(len, chosen), default=0)
-        outputs = ("x", *((FROZEN,) if most else ()), *extra)
-        numbers = [rows.start(outputs, window, m[0]) for m in stops]
-        calls.append(Call(outputs, _array(numbers), _array([window.start] * len(chosen)), window, most == 0))
-        for n in range(most):
-            outputs = ("x", *((REFINED,) if n + 1 < most else ()), *extra)
-            numbers, fine = [], []
-            for m in stops:
-                here = n + 1 < len(m)
-                numbers.append(
-                    rows.midpoint(outputs, window, m[n], m[n + 1], n == 0) if here else rows.wait(outputs, window.end)
-                )
-                fine.append(m[n] if here else window.end - 1)  # what is told for a sample that waits is not used
-            calls.append(Call(outputs, _array(numbers), _array(fine), window, n + 1 == most))
+        batch, most = chosen.shape
+        end = np.full((batch, 1), window.end)
+        stops = np.hstack([np.full((batch, 1), window.start), chosen, end])
+        for n in range(most + 1):
+            kept = REFINED if n else FROZEN  # the frozen prediction at the start, the refined state from then on
+            outputs = ("x", *((kept,) if n < most else ()), *extra)
+
+            def number(i: int, q: int, n: int = n, window: Window = window, outputs: Any = outputs) -> int:
+                if i == window.end:
+                    return rows.wait(outputs, i)
+                return rows.midpoint(outputs, window, i, q, n == 1) if n else rows.start(outputs, window, q)
+
+            # what is told for a sample that waits is not used
+            fine = np.minimum(stops[:, n], window.end - 1)
+            calls.append(Call(outputs, _numbers(stops[:, n : n + 2], number), fine, window, n == most))
     return calls
 
 
-def _array(numbers: list[int]) -> Numbers:
-    return np.array(numbers, dtype=np.int64)
+def _numbers(moves: Numbers, number: Callable[[int, int], int]) -> Numbers:
+    """``number(i, q)`` of each move ``(B, 2)``, asked for once per different move."""
+    different, which = np.unique(moves, axis=0, return_inverse=True)
+    return np.array([number(int(i), int(q)) for i, q in different], dtype=np.int64)[which.reshape(-1)]

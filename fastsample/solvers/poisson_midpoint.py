@@ -15,7 +15,7 @@ from fastsample import noise
 from fastsample.grids import training_grid, training_steps
 from fastsample.path import Path
 from fastsample.solvers.fine_tables import fine_table
-from fastsample.solvers.poisson_windows import Move, Window, Windows, asked, check_seed
+from fastsample.solvers.poisson_windows import Indices, Move, Window, Windows, asked, check_seed
 from fastsample.solvers.registry import Solver, add
 from fastsample.solvers.step import Mix, Step
 
@@ -78,10 +78,14 @@ def poisson_midpoint(
         midpoint_seed: a whole number in [0, 2^63); the noise of the run does not depend on it.
     """
     made = Windows(fine_table(path, table, eta), window, windows, midpoints)
-    drawn = made.draw(noise.keys(check_seed(midpoint_seed), 1))
+    return shared_steps(made, made.draw(noise.keys(check_seed(midpoint_seed), 1)))
+
+
+def shared_steps(windows: Windows, drawn: Sequence[Indices]) -> list[Step]:
+    """All calls, with the midpoints that ``Windows.draw`` has drawn for one sample."""
     steps: list[Step] = []
-    for window_, chosen in zip(made, drawn, strict=True):
-        steps += window_steps(made, window_, asked(window_, chosen[0]))
+    for window, chosen in zip(windows, drawn, strict=True):
+        steps += window_steps(windows, window, asked(window, chosen)[0].tolist())
     return steps
 
 

@@ -132,29 +132,36 @@ class Windows:
                 stacklevel=4,
             )
 
-    def draw(self, key: Tensor) -> list[list[Indices]]:
-        """Midpoints per window and sample: fine indices, rising; the window's start may be one of them.
+    def draw(self, key: Tensor) -> list[Indices]:
+        """Midpoints of each window ``(B, n)``: fine indices, rising, filled up with the window's end.
 
-        ``key``: ``(B, 2)`` uint64 on the host.  Sample b's are a function of its key alone.
+        The window's start may be one of them.  ``key``: ``(B, 2)`` uint64 on the host.  Row b is a function of key b
+        alone, but for n, the most that a sample of the batch has.
         """
         stream = noise.fold_in(key, STREAM).view(torch.int64)
         return [self._draw(window, stream) for window in self._all]
 
-    def _draw(self, window: Window, stream: Tensor) -> list[Indices]:
+    def _draw(self, window: Window, stream: Tensor) -> Indices:
         size = window.size
         if self.midpoints == "one":
             place = np.floor(_uniforms(stream, window.start, 1) * size).astype(np.int64)
-            return list(window.start + place)
+            return window.start + place
         u = _uniforms(stream, window.start, size)
         if self.midpoints == "bernoulli":
-            return [window.start + np.flatnonzero(chosen) for chosen in u * size < 1.0]
-        chosen = np.sort(np.argsort(u, axis=1, kind="stable")[:, : self.midpoints], axis=1)
-        return list(window.start + chosen)
+            chosen = np.where(u * size < 1.0, np.arange(window.start, window.end), window.end)
+            return _rising(chosen, window.end)
+        return window.start + np.sort(np.argsort(u, axis=1, kind="stable")[:, : self.midpoints], axis=1)
 
 
-def asked(window: Window, midpoints: Indices) -> list[int]:
+def asked(window: Window, midpoints: Indices) -> Indices:
     """The midpoints at which the network is asked: at the start of a window the correction is zero without it."""
-    return [int(i) for i in midpoints if i > window.start]
+    return _rising(np.where(midpoints == window.start, window.end, midpoints), window.end)
+
+
+def _rising(midpoints: Indices, end: int) -> Indices:
+    """Sorted, without the columns in which no sample has one."""
+    most = int((midpoints < end).sum(axis=1).max(initial=0))
+    return np.sort(midpoints, axis=1)[:, :most]
 
 
 def _uniforms(stream: Tensor, first: int, count: int) -> npt.NDArray[np.float64]:
