@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsample import noise, row
-from fastsample.choosing import plan_for
+from fastsample.choosing import plan_for, usual_path
 from fastsample.grids import make_path
 from fastsample.models.mixture import GaussianMixture
 from fastsample.path import Path
@@ -21,7 +21,7 @@ from fastsample.plan import make_plan
 from fastsample.solvers import assemble
 from fastsample.solvers.fine_tables import TABLES, fine_table
 from fastsample.solvers.poisson_midpoint import window_steps
-from fastsample.solvers.poisson_windows import Windows
+from fastsample.solvers.poisson_windows import LARGE, Window, Windows
 from fastsample.solvers.step import Step
 
 from .golden_cases import Replay
@@ -74,7 +74,7 @@ def test_collapsed_is_the_loop(name, midpoints):
     path = make_path("ddpm-linear", "rows", 100, final="end")
     table = fine_table(path, name, 0.4 if name == "ddim" else 0.0)
     sizes = [7, 1, 20, 2, 30, 39, 1]
-    windows = Windows(table, None, sizes, midpoints)
+    windows = Windows(table, 25, sizes, midpoints)
     h = mask_of(windows, windows.draw(noise.keys(3, 1)))[:, 0]
     rng = np.random.default_rng(0)
     x, z = rng.standard_normal((5, 4)), rng.standard_normal((100, 5, 4))
@@ -198,7 +198,7 @@ def test_path_matters_only_through_log_snr():
     path = make_path("ddpm-linear", "rows", 60, final="end")
     ends = []
     for p in (path, path.ve()):
-        plan = make_plan(SHARED, p, window=20, midpoints=2, midpoint_seed=4)
+        plan = make_plan(SHARED, p, window=20, windows=None, midpoints=2, midpoint_seed=4)
         at = [list(p.sigma).index(step.sigma) for step in _levels(plan)]
         draws = np.random.default_rng(5).standard_normal((61, 6, 4))
         ends.append(Replay(plan, p[0].sigma * draws[0], lambda c, x, p=p, at=at: eps_of(p)(at[c], x), draws).x)
@@ -213,7 +213,7 @@ def test_draws_are_numbered_by_the_fine_step():
     """Noise belongs to where a move begins, so that other midpoints do not shift it."""
     path = make_path("ddpm-linear", "rows", 100)
     for seed in range(4):
-        plan = make_plan(SHARED, path, window=25, midpoints="bernoulli", midpoint_seed=seed)
+        plan = make_plan(SHARED, path, window=25, windows=None, midpoints="bernoulli", midpoint_seed=seed)
         at = [int(np.flatnonzero(path.t == t)[0]) for t in plan.t]
         assert plan.table[:, row.DRAW].tolist() == [1.0 + j for j in at]
         assert {0, 25, 50, 75} <= set(at)
@@ -284,12 +284,30 @@ def test_warns_where_corrections_are_large():
     for window in (25, 50):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            plan_for(net, solver=SHARED, schedule="ddpm-linear", window=window)
+            plan_for(net, solver=SHARED, schedule="ddpm-linear", window=window, windows=None)
     with pytest.warns(UserWarning, match=r"window 0 \(fine steps 0 to 99\) weighs 5.17 standard deviations"):
-        plan_for(net, solver=SHARED, schedule="ddpm-linear", window=100)
+        plan_for(net, solver=SHARED, schedule="ddpm-linear", window=100, windows=None)
     with warnings.catch_warnings():  # smaller windows at the noise end
         warnings.simplefilter("error")
         plan_for(net, solver=SHARED, schedule="ddpm-linear", windows=[25] * 16 + [50] * 12)
+        plan_for(net, solver=SHARED, schedule="cosine", window=100)
+
+
+@pytest.mark.parametrize("midpoints", ["bernoulli", "one", 2])
+@pytest.mark.parametrize("schedule", ["ddpm-linear", "cosine", "edm"])
+def test_safe_windows_are_as_large_as_they_may_be(schedule, midpoints):
+    table = fine_table(usual_path(SHARED, schedule))
+    for window in (25, 100):
+        windows = list(Windows(table, window, "safe", midpoints))
+        other = Windows(table, window, None, midpoints)
+        assert sum(w.size for w in windows) == 1000
+        for w in windows:
+            assert other.gain(w) <= LARGE
+            if w.size < window and w.end < 1000:
+                assert other.gain(Window(w.start, w.end + 1, w.weight * (w.size + 1) / w.size)) > LARGE
+    # where nothing is large the windows are those of the paper
+    even = fine_table(usual_path(SHARED, "ddpm-linear"))
+    assert [w.size for w in Windows(even, 50, "safe", "one")] == [50] * 20
 
 
 @settings(max_examples=40, deadline=None)
@@ -298,7 +316,7 @@ def test_windows_cover_the_fine_steps(sizes, midpoints, data):
     path = make_path("ddpm-linear", "rows", sum(sizes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        windows = Windows(fine_table(path), None, sizes, midpoints)
+        windows = Windows(fine_table(path), 25, sizes, midpoints)
     assert [(w.start, w.end) for w in windows] == list(itertools.pairwise(np.cumsum([0, *sizes]).tolist()))
     window = data.draw(st.sampled_from(list(windows)))
     q = data.draw(st.integers(window.start + 1, window.end))
@@ -316,7 +334,7 @@ def test_windows_cover_the_fine_steps(sizes, midpoints, data):
     [
         ({"window": 0}, "window: got 0, allowed are whole numbers >= 1"),
         ({"window": 2.0}, "window: got 2.0"),
-        ({"windows": [5, 4]}, r"windows: got \[5, 4\], allowed are None and a list .* sum 10"),
+        ({"windows": [5, 4]}, r"windows: got \[5, 4\], allowed are .safe., None and a list .* sum 10"),
         ({"windows": [10, 0]}, r"windows: got \[10, 0\]"),
         ({"windows": 5}, "windows: got 5"),
         ({"midpoints": "two"}, "midpoints: got 'two', allowed are 'bernoulli', 'one' and whole numbers >= 1"),

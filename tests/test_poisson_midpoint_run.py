@@ -24,7 +24,7 @@ from .poisson_cases import STEMS, chosen_of, collapsed, eps_of, literal, mask_of
 pytestmark = pytest.mark.filterwarnings("ignore:window. a correction")
 
 PATH = fastsample.make_path("ddpm-linear", "trailing", 60)
-PAIR = {"solver": "poisson-midpoint", "path": PATH, "window": 20}
+PAIR = {"solver": "poisson-midpoint", "path": PATH, "window": 20, "windows": None}
 
 
 def exact(prediction="eps", dim=4):
@@ -80,7 +80,7 @@ def test_collapsed_is_the_loop(midpoints, monkeypatch):
     """Midpoints as they are drawn, uneven windows: 1e-12 of the state."""
     path = fastsample.make_path("ddpm-linear", "rows", 80, final="end")
     table, sizes = fine_table(path), [7, 1, 20, 2, 30, 19, 1]
-    windows = Windows(table, None, sizes, midpoints)
+    windows = Windows(table, 25, sizes, midpoints)
     chosen = windows.draw(noise.keys(3, 6))
     h = mask_of(windows, chosen)
     rng = np.random.default_rng(0)
@@ -142,7 +142,9 @@ def test_batches_may_be_cut_anywhere(midpoints, shared):
 
 
 def test_shared_is_the_plan():
-    plan = fastsample.make_plan("poisson-midpoint-shared", PATH, window=20, midpoints=2, time="sigma", midpoint_seed=3)
+    plan = fastsample.make_plan(
+        "poisson-midpoint-shared", PATH, window=20, windows=None, midpoints=2, time="sigma", midpoint_seed=3
+    )
     by_plan = sample(exact(), (4, 4), plan=plan, seed=2)
     assert torch.equal(by_plan, sample(exact(), (4, 4), shared=True, midpoints=2, midpoint_seed=3, seed=2, **PAIR))
 
@@ -248,7 +250,7 @@ def test_nothing_but_the_update_runs_between_two_calls():
         PATH, None, {**DEFAULTS, "prediction": "eps"}, torch.zeros(4, 3), "noise", noise.keys(1, 4), None, None, False
     )
     entry = procedures.get("pmm")
-    run = entry.make(setting, **registry.complete(entry, {"window": 20, "midpoints": "bernoulli"}))
+    run = entry.make(setting, **registry.complete(entry, {"window": 20, "windows": None, "midpoints": "bernoulli"}))
     out = torch.ones(4, 3)
     with Seen() as seen:
         drive(run, lambda x, t: out)

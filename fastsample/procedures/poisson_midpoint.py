@@ -212,7 +212,7 @@ def poisson_midpoint(
     setting: Setting,
     *,
     window: int,
-    windows: Sequence[int] | None,
+    windows: Sequence[int] | str | None,
     midpoints: str | int,
     table: str,
     eta: float,

@@ -64,7 +64,7 @@ def poisson_midpoint(
     path: Path,
     *,
     window: int,
-    windows: Sequence[int] | None,
+    windows: Sequence[int] | str | None,
     midpoints: str | int,
     table: str,
     eta: float,
@@ -92,7 +92,7 @@ def shared_steps(windows: Windows, drawn: Sequence[Indices]) -> list[Step]:
 PAPER = "Kandasamy, Nagaraj 2024, arXiv 2405.17068; Srinivasan, Nagaraj et al. 2025, arXiv 2506.07614"
 OPTIONS: dict[str, Any] = {
     "window": 25,
-    "windows": None,
+    "windows": "safe",
     "midpoints": "one",
     "table": "ddpm-small",
     "eta": 0.0,

@@ -66,26 +66,47 @@ class Windows:
     Args:
         table: the fine steps.
         window: fine steps of a window; the last one takes what is left.
-        windows: sizes in place of ``window``, which sum to the number of fine steps.
+        windows: ``"safe"``: smaller windows where a correction would weigh more than ``LARGE``; None: all of the size
+            ``window``, as published; or a list of sizes in its place, which sum to the number of fine steps.
         midpoints: ``"bernoulli"`` (every fine step with probability 1/K, as published), ``"one"`` (one of them) or a
             number n (n different ones); the weights K, K and K/n make the mean drift that of K fine steps.
 
-    Raises ``ValueError`` that names the option.  Warns where a correction can throw the state out of its law: where
-    ``weight |b_i| A_{i+1 -> end}`` is above ``LARGE`` standard deviations ``sqrt(alpha^2 + sigma^2)`` at the end.
+    A correction weighs ``weight |b_i| A_{i+1 -> end}`` in standard deviations ``sqrt(alpha^2 + sigma^2)`` of the state
+    at the window's end.  Where that is large one correction throws a sample out of its law: a warning says where.
+    Raises ``ValueError`` that names the option.
     """
 
     def __init__(
-        self, table: FineTable, window: int | None, windows: Sequence[int] | None, midpoints: str | int
+        self, table: FineTable, window: int, windows: Sequence[int] | str | None, midpoints: str | int
     ) -> None:
         self.table, self.midpoints = table, _midpoints(midpoints)
         self._reached: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
         self._all: list[Window] = []
+        if not _whole(window):
+            raise ValueError(f"window: got {window!r}, allowed are whole numbers >= 1")
+        sizes = None if windows is None or windows == "safe" else iter(_sizes(len(table), windows))
         start = 0
-        for size in _sizes(len(table), window, windows):
-            count = 1 if isinstance(self.midpoints, str) else min(self.midpoints, size)
-            self._all.append(Window(start, start + size, size / count))
+        while start < len(table):
+            size = min(window, len(table) - start) if sizes is None else next(sizes)
+            if windows == "safe":
+                size = next(k for k in range(size, 0, -1) if self.gain(self._window(start, k)) <= LARGE)
+            self._all.append(self._window(start, size))
             start += size
         self._warn()
+
+    def _window(self, start: int, size: int) -> Window:
+        count = 1 if isinstance(self.midpoints, str) else min(self.midpoints, size)
+        return Window(start, start + size, size / count)
+
+    def gain(self, window: Window) -> float:
+        """The largest weight of a correction in a window, in standard deviations of the state at its end."""
+        if window.size == 1:
+            return 0.0  # its only midpoint is its start, where the correction is zero
+        a = self.table.a[window.start + 1 : window.end]
+        after = np.append(np.cumprod(a[:0:-1])[::-1], 1.0)  # A from i + 1 to the end, i > start
+        end = self.table.path[window.end]
+        largest = float((np.abs(self.table.b[window.start + 1 : window.end]) * after).max())
+        return window.weight * largest / math.hypot(end.alpha, end.sigma)
 
     def __iter__(self) -> Iterator[Window]:
         return iter(self._all)
@@ -112,23 +133,14 @@ class Windows:
         return self._reached[window.start, i]
 
     def _warn(self) -> None:
-        worst, where = 0.0, 0
-        for number, window in enumerate(self._all):
-            if window.size == 1:
-                continue  # its only midpoint is its start, where the correction is zero
-            a = self.table.a[window.start : window.end]
-            after = np.append(np.cumprod(a[::-1])[::-1], 1.0)[1:]
-            end = self.table.path[window.end]
-            sizes = window.weight * np.abs(self.table.b[window.start : window.end]) * after
-            size = float(sizes[1:].max()) / math.hypot(end.alpha, end.sigma)
-            if size > worst:
-                worst, where = size, number
-        if worst > LARGE:
+        gains = [self.gain(window) for window in self._all]
+        if (worst := max(gains)) > LARGE:
+            where = gains.index(worst)
             window = self._all[where]
             warnings.warn(
                 f"window: a correction in window {where} (fine steps {window.start} to {window.end - 1}) weighs "
                 f"{worst:.3g} standard deviations of the state, so that samples may fly off; up to {LARGE:g} is safe: "
-                f"take windows of about {max(1, int(window.size * LARGE / worst))} steps there (option windows)",
+                "take smaller windows, or windows='safe'",
                 stacklevel=4,
             )
 
@@ -186,15 +198,11 @@ def _midpoints(midpoints: str | int) -> str | int:
     raise ValueError(f"midpoints: got {midpoints!r}, allowed are 'bernoulli', 'one' and whole numbers >= 1")
 
 
-def _sizes(total: int, window: int | None, windows: Sequence[int] | None) -> list[int]:
-    if windows is None:
-        if window is None or not _whole(window):
-            raise ValueError(f"window: got {window!r}, allowed are whole numbers >= 1")
-        return [min(window, total - start) for start in range(0, total, window)]
+def _sizes(total: int, windows: object) -> list[int]:
     if not isinstance(windows, (list, tuple)) or not all(_whole(size) for size in windows) or sum(windows) != total:
         raise ValueError(
-            f"windows: got {windows!r}, allowed are None and a list of whole numbers >= 1 with the sum {total}, the "
-            "number of fine steps"
+            f"windows: got {windows!r}, allowed are 'safe', None and a list of whole numbers >= 1 with the sum "
+            f"{total}, the number of fine steps"
         )
     return list(windows)
 
