@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "core/brownian.h"
+#include "core/metropolis.h"
 #include "core/normal.h"
 #include "core/row.h"
 
@@ -80,6 +81,26 @@ static py::array_t<S> apply_row(Array<double> row, Array<S> terms, Array<S> nois
   return out;
 }
 
+// What each of n elements adds to a log-ratio: row (96,), operands (4..8, n).
+template <class S>
+static py::array_t<S> element_ratios(Array<double> row, Array<S> operands) {
+  if (row.size() != fs::kDecisionColumns) throw py::value_error("row: allowed is (96,) float64");
+  if (operands.ndim() != 2 || operands.shape(0) < 4 || operands.shape(0) > fs::kOperands)
+    throw py::value_error("operands: allowed is (4..8, n)");
+  fs::DecisionRow<S> r;
+  for (int c = 0; c < fs::kDecisionColumns; ++c) r.v[c] = static_cast<S>(row.data()[c]);
+  const int count = static_cast<int>(operands.shape(0));
+  const uint32_t mask = fs::ratio_needs(r.v, row.data(), count);
+  py::array_t<S> out(operands.shape(1));
+  for (py::ssize_t i = 0; i < operands.shape(1); ++i) {
+    S u[fs::kOperands][1] = {}, s[1];
+    for (int j = 0; j < count; ++j) u[j][0] = operands.at(j, i);
+    fs::log_ratio<S, S, 1, fs::kOperands>(r.v, mask, u, s);
+    out.mutable_at(i) = s[0];
+  }
+  return out;
+}
+
 PYBIND11_MODULE(_core, m) {
   m.def("words", &words, py::arg("seed"), py::arg("counter"), py::arg("count"), "Philox words (count, 4) uint32");
   m.def("node_words", &node_words, py::arg("seed"), py::arg("counter"), py::arg("node"),
@@ -91,6 +112,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("apply_row", &apply_row<float>, py::arg("row"), py::arg("terms"), py::arg("noises"), "float32 outputs (3, n)");
   m.def("apply_row64", &apply_row<double>, py::arg("row"), py::arg("terms"), py::arg("noises"),
         "float64 outputs (3, n)");
+  m.def("element_ratios", &element_ratios<float>, py::arg("row"), py::arg("operands"), "float32 log-ratios (n,)");
+  m.def("element_ratios64", &element_ratios<double>, py::arg("row"), py::arg("operands"), "float64 log-ratios (n,)");
+  m.def("choice_uniform", &fs::choice_uniform, py::arg("seed"), py::arg("offset"), py::arg("draw"),
+        "the uniform of a choice");
   m.def("build_facts", [] {
     py::dict facts;
     facts["compiler"] = __VERSION__;

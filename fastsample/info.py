@@ -25,24 +25,10 @@ def facts() -> dict[str, object]:
     from .ops import library
 
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    backends: dict[str, dict[str, str]] = {}
-    for device in devices:
-        forced = library.forced()
-        found = native.load_for(device) if forced in ("auto", "native") else False
-        active = "native" if found else "reference"
-        if (forced == "native" and not found) or (forced == "triton" and device == "cpu"):
-            active = f"none: {forced} was forced and cannot run"
-        elif forced != "auto":
-            active = forced
-        if native.loaded_from(device) == "triton":
-            active = "triton"
-        backends[device] = {
-            "active": active,
-            "from": native.loaded_from(device),
-            "why_not_native": native.why_not(device),
-        }
+    ops = {op.rstrip("_"): {device: _backend(op, device) for device in devices} for op in library.names()}
     if "cuda" not in devices:
-        backends["cuda"] = {"active": "none", "from": "", "why_not_native": _why_no_cuda()}
+        for backends in ops.values():
+            backends["cuda"] = {"active": "none", "from": "", "why_not_native": _why_no_cuda()}
     return {
         "fastsample": _version("fastsample"),
         "python": platform.python_version(),
@@ -51,10 +37,30 @@ def facts() -> dict[str, object]:
         "platform": platform.platform(),
         "devices": [f"cpu, {torch.get_num_threads()} threads, {cpu_isa() or 'no compiled loops'}"]
         + [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "ops": {"update": backends},
+        "ops": ops,
         "environment": {name: os.environ.get(name, "") for name in VARIABLES},
         "cache": str(native.cache_dir()),
     }
+
+
+def _backend(op: str, device: str) -> dict[str, str]:
+    """Which backend serves an op on a device, from which library, and why not the native one."""
+    from . import native
+    from .ops import library
+
+    forced = library.forced()
+    found = native.load_for(device) if forced in ("auto", "native") else False
+    why, source = native.why_not(device), native.loaded_from(device)
+    if found and not library.served(op, device):
+        found, why, source = False, f"{source} has no {op}", ""
+    active = "native" if found else "reference"
+    if (forced == "native" and not found) or (forced == "triton" and device == "cpu"):
+        active = f"none: {forced} was forced and cannot run"
+    elif forced != "auto":
+        active = forced
+    if found and source == "triton":
+        active = "triton"
+    return {"active": active, "from": source, "why_not_native": why}
 
 
 def cpu_isa() -> str:

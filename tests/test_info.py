@@ -11,6 +11,8 @@ from fastsample import info, native
 
 def test_facts_name_every_backend_and_the_reason():
     found = info.facts()
+    assert set(found["ops"]) >= {"update", "brownian", "threshold", "rescale", "metropolis"}
+    assert len({backends["cpu"]["active"] for backends in found["ops"].values()}) == 1
     backends = found["ops"]["update"]
     assert backends["cpu"]["active"] in ("native", "reference")
     if backends["cpu"]["active"] == "native":

@@ -50,6 +50,16 @@ def add_backend(op: str, *, reference: Callable[..., Any], triton: Callable[...,
     lib.impl(op, _first_use(op), "CompositeExplicitAutograd")
 
 
+def names() -> list[str]:
+    """The ops that have backends."""
+    return list(_reference)
+
+
+def served(op: str, device: str) -> bool:
+    """Whether a loaded library, or Triton, implements ``op`` on a device type."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsample::{op}", device.upper()))
+
+
 def forced() -> str:
     """The backend asked for by ``use_backend`` or ``FASTSAMPLE_BACKEND``, else ``"auto"``."""
     return _forced
@@ -107,7 +117,7 @@ def _first_use(op: str) -> Callable[..., Any]:
         if _forced in ("auto", "native") and native.load_for(device):
             if _forced == "native" and native.loaded_from(device) == "triton":
                 raise BackendError(f"backend native on {device}: {native.why_not(device)}")
-            if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsample::{op}", device.upper()):
+            if served(op, device):
                 return getattr(torch.ops.fastsample, op)(*args)
             if _forced == "auto":  # a library that lacks this op
                 return _reference[op](*args)
