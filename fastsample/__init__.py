@@ -20,6 +20,7 @@ _HOME = {
     "make_path": "grids",
     "Path": "path",
     "Ladder": "models.ladder",
+    "PhaseSpace": "solvers.phase.process",
     "Network": "models.network",
     "GaussianMixture": "models.mixture",
     "load_model": "models.loading",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .path import Path as Path
     from .plan import Plan as Plan
     from .plan import make_plan as make_plan
+    from .solvers.phase.process import PhaseSpace as PhaseSpace
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,8 @@ def _first_step(start: int | float, steps: int) -> int:
 def check_fit(plan: Plan, model: Any, network: Network) -> None:
     """Raise ``ValueError`` if a ready plan contradicts what the model says of itself."""
     whole = isinstance(model, Network) or callable(getattr(model, "network", None))  # a bare callable says nothing
+    if whole or network.space is not None:
+        _same_space(plan.solver, plan.parts == 2, network, plan.options)
     normalised = np.allclose(plan.path.alpha**2 + plan.path.sigma**2, 1, rtol=0, atol=1e-12)
     for name, made_for, default in (
         ("prediction", plan.prediction, ""),
@@ -62,7 +64,11 @@ def plan_for(
     """The plan that `sample` runs for these arguments."""
     from .solvers import registry
 
-    steps = split_steps(registry.find(solver or SOLVER), steps, options)
+    entry = registry.find(solver or SOLVER)
+    steps = split_steps(entry, steps, options)
+    if _same_space(entry.name, entry.model == "phase-space", network, options):
+        options = {**network.space.options, **options}  # type: ignore[union-attr]  # just seen
+        schedule = network.space if schedule is None else schedule
     if path is None:
         path = usual_path(solver or SOLVER, schedule if schedule is not None else network.schedule, grid, steps)
     elif not (steps is None and schedule is None and grid is None):
@@ -70,6 +76,23 @@ def plan_for(
     if start is not None:
         path = path[_first_step(start, path.steps) :]
     return make_plan(solver or SOLVER, path, guidance=guidance, **_of_network(network, path), **options)
+
+
+def _same_space(solver: str, phase: bool, network: Network, options: Mapping[str, Any]) -> bool:
+    """Whether a network is one of phase space; raises ``ValueError`` where solver and network are not of one kind."""
+    if phase and network.space is None:
+        raise ValueError(
+            f"model: {solver!r} moves position and momentum, and {network.name!r} does not say that it is a network "
+            "of phase space; allowed are Network(fn, space=PhaseSpace(...)) and GaussianMixture.phase_space()"
+        )
+    if network.space is None:
+        return False
+    if not phase:
+        raise ValueError(f"solver: {solver!r} moves data alone, but {network.name!r} is a phase-space network")
+    for name, value in network.space.options.items():
+        if name in options and options[name] != value:
+            raise ValueError(f"{name}: got {options[name]!r}, but the model says {value!r}")
+    return True
 
 
 def _of_network(network: Network, path: Path) -> dict[str, Any]:
@@ -99,6 +122,9 @@ def procedure_for(
     from .solvers.assemble import DEFAULTS
 
     between, steps = None, split_steps(procedure, steps, options)
+    if _same_space(procedure.name, procedure.model == "phase-space", network, options):
+        options = {**network.space.options, **options}  # type: ignore[union-attr]  # just seen
+        schedule = network.space if schedule is None else schedule
     if path is None:
         for known in (network.schedule, procedure.usual.get("schedule"), SCHEDULE):
             schedule = known if schedule is None else schedule
@@ -130,13 +156,28 @@ def split_steps(entry: Solver | procedures.Procedure, steps: int | None, options
     return options.pop(name)  # type: ignore[no-any-return]  # make_path checks it
 
 
-def usual_path(solver: str, schedule: Any = None, grid: Any = None, steps: int | None = None) -> Path:
-    """The path of those who do not give one, such that the solver can run it: to clean data where it can end there."""
+def usual_path(
+    solver: str,
+    schedule: Any = None,
+    grid: Any = None,
+    steps: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Path:
+    """The path of those who do not give one, such that the solver can run it: to clean data where it can end there.
+
+    ``options``: of the solver; the process of a phase-space solver is among them.
+    """
     from .grids import make_path
     from .schedules import make_schedule
     from .solvers import registry
 
     entry = procedures.get(solver) or registry.find(solver)
+    if entry.model == "phase-space":
+        from .solvers.phase.process import PhaseSpace, process_of
+
+        schedule = process_of(options or {}) if schedule is None else schedule
+        if not isinstance(schedule, PhaseSpace):
+            raise ValueError(f"schedule: got {schedule!r}, the levels of {entry.name!r} are those of a PhaseSpace")
     schedule, grid, steps = (
         entry.usual.get(name) if value is None else value
         for name, value in (("schedule", schedule), ("grid", grid), ("steps", steps))

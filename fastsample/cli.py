@@ -147,7 +147,7 @@ def plan(
 
     made = _options([*options, *_further(context.args)])
     steps = split_steps(registry.find(solver), choice["steps"], made)
-    path = usual_path(solver, choice["schedule"], choice["grid"], steps)
+    path = usual_path(solver, choice["schedule"], choice["grid"], steps, made)
     shared = {"prediction": choice["prediction"] or "eps", "guidance": choice["guidance"]}
     table = make_plan(solver, path, **shared, **made)
     click.echo(table.to_json() if as_json else str(table))

@@ -71,7 +71,8 @@ def sample(
         model: any callable ``model(x, t)``, a `Network`, or an object with ``network()`` such as `GaussianMixture`;
             see `as_network` for how a model says what it predicts. With ``cond`` it is called ``model(x, t, cond)``.
         x: shape ``(B, ...)`` of the samples (or B alone if the model has a ``shape``), to start from noise; or a
-            tensor: the state at the first time of the path, or data when ``start`` is given.
+            tensor: the state at the first time of the path, or data when ``start`` is given. Of a phase-space solver
+            the samples are the positions; the state is the packed pair ``(B, 2 C, ...)`` of position and momentum.
         solver, steps, schedule, grid: name of the solver (default ``"dpmpp-2m"``), number of steps (20), name or object
             of the schedule (the model's own, else ``"vp-linear"``), name of the grid or list of times (`usual_grid`).
         path: a `Path` in place of steps, schedule and grid.
@@ -137,7 +138,7 @@ def sample(
         else:
             run = PlanRun(plan, state, **shared)
         predict = _predictor(network, run.guided, cond, uncond, state)
-        known, title = (None, str(solver)) if plan is None else (plan.path.steps, plan.solver)
+        known, title = (None, str(solver)) if plan is None else (plan.step_of[-1] + 1, plan.solver)
         states = _Recorder(run, known, grad) if return_trajectory else None
         hooks = [hook for hook in (states, callback and _caller(run, callback)) if hook is not None]
         with _Bar(progress, run.calls, title) as advance, torch.inference_mode(not grad):
@@ -147,7 +148,8 @@ def sample(
         if stats is not None:
             more = getattr(run, "stats", None)
             stats.update({"solver": title, "nfe": made, **({} if more is None else more())})
-        return run.state if states is None else Trajectory(run.state, states.value())
+        x = run.state if plan is None or plan.parts == 1 or grad else run.state.clone()  # not half of a tensor
+        return x if states is None else Trajectory(x, states.value())
 
 
 def drive(run: Run, predict: Predictor, hooks: Sequence[Callable[[int], Any]] = ()) -> int:

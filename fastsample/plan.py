@@ -23,6 +23,18 @@ ROLES = ("state", "input", "x0")
 COND, UNCOND = -1, -2  # term numbers of the network's outputs
 
 
+def output_term(branch: int, part: int = 0, back: int = 0, parts: int = 1) -> int:
+    """Term number of a part of the network's output: of this branch (1: unconditional), ``back`` calls ago."""
+    return -1 - branch - 2 * (part + parts * back)
+
+
+def output_of(term: int, parts: int = 1) -> tuple[int, int, int]:
+    """Branch, part and how many calls back of a negative term number."""
+    rest, branch = divmod(-1 - term, 2)
+    back, part = divmod(rest, parts)
+    return branch, part, back
+
+
 @dataclass(frozen=True)
 class Slot:
     """One tensor of the bank, of the state's shape.
@@ -40,8 +52,9 @@ class Call:
     """One network call and the row after it.
 
     ``ask``: bank slot handed to the network.  ``terms``: what the row's columns stand for; >= 0 a bank slot, -1 the
-    network's output (conditional or only), -2 its unconditional output.  ``outputs``: bank slots written; one of them
-    may be a term as well (the history is a ring, the new D overwrites the oldest).
+    network's output (conditional or only), -2 its unconditional output, in general ``output_term``: a plan of two parts
+    has the halves of the output, and the output of the call before may be a term too.  ``outputs``: bank slots written;
+    one of them may be a term as well (the history is a ring, the new D overwrites the oldest).
     """
 
     ask: int
@@ -78,7 +91,10 @@ class Plan:
             the step of the path it belongs to (N for a final denoising call).
         targets: None, or the second time told at each call ``(calls,)``, to networks of two times.
         draws: number of draws of the run.  Draw 0 is the start; noise r of call i is draw 1 + i, or 1 + 2i + r in a
-            plan with two noises per row.
+            plan with two noises per row, 2 + 2i + r in one of two parts, whose start takes draws 0 and 1.
+        parts: 1, or 2: the network sees and returns ``(B, 2 C, ...)`` for data ``(B, C, ...)``; slots 0 and 1, then 2
+            and 3, ... are the halves of one packed tensor along dimension 1, and rows are written in terms of halves.
+            The result is slot 0.  A slot of role ``"x0"`` has the shape of the data.
 
     Raises:
         ValueError: anything in it contradicts something else.
@@ -97,6 +113,7 @@ class Plan:
     step_of: tuple[int, ...]
     draws: int
     targets: Array | None = None
+    parts: int = 1
     _devices: dict[str, DevicePlan] = field(default_factory=dict, init=False, repr=False)
     _text: list[str] = field(default_factory=list, init=False, repr=False)
 
@@ -113,6 +130,16 @@ class Plan:
     def nfe(self) -> int:
         """Number of network calls of a run."""
         return len(self.calls)
+
+    @property
+    def previews(self) -> tuple[Slot, ...]:
+        """Slots of role ``"x0"``."""
+        return tuple(slot for slot in self.slots if slot.role == "x0")
+
+    @property
+    def guided(self) -> bool:
+        """Whether rows use a conditional and an unconditional output."""
+        return any(j < 0 and output_of(j, self.parts)[0] for call in self.calls for j in call.terms)
 
     @property
     def hash(self) -> str:
@@ -177,6 +204,7 @@ class Plan:
                 "table": _sparse(self.table),
                 "t": self.t.tolist(),
                 **({} if self.targets is None else {"targets": self.targets.tolist()}),
+                **({} if self.parts == 1 else {"parts": self.parts}),
                 "step_of": self.step_of,
                 "draws": self.draws,
             }
@@ -210,6 +238,7 @@ class Plan:
                 step_of=tuple(content["step_of"]),
                 draws=content["draws"],
                 targets=content.get("targets"),
+                parts=content.get("parts", 1),
             )
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(f"text: a damaged plan ({type(error).__name__}: {error})") from None
@@ -280,6 +309,7 @@ def make_plan(
         TypeError: an argument of the wrong type.
     """
     from fastsample.solvers import assemble, registry
+    from fastsample.solvers.phase import assemble as phase_assemble
 
     if not isinstance(path, Path):
         raise TypeError(f"path: got {type(path).__name__}, allowed is a fastsample Path (see make_path)")
@@ -289,7 +319,8 @@ def make_plan(
             options[name] = [float(option(level)) for level in path.levels()]
     values = registry.complete(entry, options)
     steps = entry.steps(path, **values)
-    return assemble.assemble(
+    make = assemble.assemble if entry.model != "phase-space" else phase_assemble.assemble
+    return make(
         entry.name,
         path,
         steps,
@@ -349,6 +380,11 @@ def _check(plan: Plan) -> None:
             raise ValueError(f"{name}: got shape {times.shape}, allowed is ({n},)")
     if not plan.slots or plan.slots[0] != Slot("x", "state"):
         raise ValueError("slots: slot 0 must be 'x' with role 'state'")
+    if plan.parts not in (1, 2):
+        raise ValueError(f"parts: got {plan.parts!r}, allowed are 1 and 2")
+    halves = [slot.role for slot in plan.slots if slot.role != "x0"]
+    if plan.parts == 2 and (len(halves) % 2 or {*halves} != {"state"} or plan.slots[len(halves) :] != plan.previews):
+        raise ValueError("slots: a plan of two parts has pairs of role 'state', then at most previews of role 'x0'")
     if len({slot.name for slot in plan.slots}) != len(plan.slots):
         raise ValueError(f"slots: names must differ, got {[slot.name for slot in plan.slots]}")
     for slot in plan.slots:
@@ -359,13 +395,13 @@ def _check(plan: Plan) -> None:
     for start in plan.starts:
         _check_call(plan, "prologue", plan.prologue, start, 0)
     for i, (call, values) in enumerate(zip(plan.calls, plan.table, strict=True)):
-        _check_call(plan, f"call {i}", call, values, UNCOND)
+        _check_call(plan, f"call {i}", call, values, output_term(1, plan.parts - 1, i > 0, plan.parts))
 
 
 def _check_call(plan: Plan, name: str, call: Call, values: Array, lowest: int) -> None:
     slots = len(plan.slots)
-    if not 0 <= call.ask < slots:
-        raise ValueError(f"{name}: asks slot {call.ask}, there are {slots}")
+    if not 0 <= call.ask < slots or call.ask % plan.parts:
+        raise ValueError(f"{name}: asks slot {call.ask}, there are {slots} in groups of {plan.parts}")
     for what, numbers, low, limit in (
         ("terms", call.terms, lowest, row.MAX_TERMS),
         ("outputs", call.outputs, 0, row.MAX_OUTPUTS),

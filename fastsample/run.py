@@ -17,8 +17,8 @@ from torch import Tensor
 
 from . import ops as ops  # defines torch.ops.fastsample
 from . import row
-from .bank import Bank
-from .plan import STARTS
+from .bank import Bank, halves
+from .plan import STARTS, output_of
 from .reductions import Reductions
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class PlanRun:
     Args:
         plan: the plan.
         x: the state to start from, or for ``start="noise"`` any tensor of its shape, dtype and device. Never written.
+            For a plan of two parts: data, or a tensor of its shape; for ``start="state"`` the packed state
+            ``(B, 2 C, ...)``. The network sees and returns packed tensors; ``state`` is the position.
         start: ``"noise"`` (from nothing), ``"state"`` (``x`` is at the plan's first level) or ``"data"`` (``x`` is
             data, noised to that level).
         key: ``(B, 2)`` uint64, see `fastsample.noise.keys`.
@@ -113,12 +115,14 @@ class PlanRun:
         if (key is None) == (noise is None) and plan.draws:
             raise ValueError("key, noise: give one of them")
         self.plan, self.grad, self.calls = plan, grad, len(plan.calls)
-        self.guided = any(-2 in call.terms for call in plan.calls)
+        self.guided = plan.guided
+        pair = _parts(plan, x, start)
+        x = pair[0]
         self._key, self._noise = key, None if noise is None else Recorded(noise, plan.draws)
         with torch.inference_mode(False):  # kept by the plan for later runs, which may want gradients
             self._device = plan.to(x.device)
         bank = Bank(plan, x, input_dtype)
-        self._slots = bank.tensors
+        self._slots, self._asked = bank.tensors, bank.asked
         self._dtypes = [slot.dtype for slot in bank.tensors]
         self._denoised = bank.names.index("x0") if "x0" in bank.names else None
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -128,7 +132,10 @@ class PlanRun:
         self._reduce = Reductions.of(plan, x)
         if self._reduce is not None and grad:
             raise ValueError("grad: no gradient passes through thresholding or rescaled guidance")
-        self._begin(x, start)
+        said = {output_of(j, plan.parts)[1] for call in plan.calls for j in call.terms if j < 0}
+        # a network of one part alone will do where nothing is asked of the other
+        self._also = x.shape if plan.parts == 2 and len(said) == 1 else None
+        self._begin(pair, start)
         self._prepared = [] if grad else self._prepare()
 
     @property
@@ -164,30 +171,44 @@ class PlanRun:
         apply = torch.ops.fastsample.update_.default
         table, reduce = self._device.table, self._reduce
         late = self._noise is not None and self._noise.late
-        for call, (ask, outs, terms, step, key, noise, places) in enumerate(self._prepared):
+        before: Any = None
+        out: Any = None
+        for call, (ask, outs, terms, step, key, noise, places, keep) in enumerate(self._prepared):
             told = yield ask
             if call == 0:
-                check_output(told, self._slots[0], guided=self.guided)
-            for term, branch in places:
-                terms[term] = told if branch is None else told[branch]
+                self._check(told)
+            if before is not None:
+                _check_apart(told, before)
+            for term, branch, part, back in places:
+                out = before if back else told
+                if branch is not None:
+                    out = out[branch]
+                terms[term] = out if part is None else self._part(out, part)
             if late:
                 noise = self.noises(self.plan.table[call])[1]
             if reduce is None:
                 apply(outs, terms, table, step, key, noise)
             else:
                 apply(outs, terms, *reduce(call, terms, table, step), key, noise)
-            for term, _ in places:  # the outputs of old calls must not stay in memory
+            for term, *_ in places:  # the outputs of old calls must not stay in memory
                 terms[term] = None
+            before, out = told if keep else None, None
             del told
 
     def _functional(self) -> Asks:
-        slots, apply = self._slots, torch.ops.fastsample.update.default
+        slots, apply, parts = self._slots, torch.ops.fastsample.update.default, self.plan.parts
+        before: Any = None
         for i, call in enumerate(self.plan.calls):
-            told = yield slots[call.ask], self._t[i]
+            ask = slots[call.ask] if parts == 1 else torch.cat(slots[call.ask : call.ask + parts], dim=1)
+            told = yield ask, self._t[i]
             if i == 0:
-                check_output(told, slots[0], guided=self.guided)
-            pair = told if self.guided else (told, told)
-            terms: list[Any] = [slots[j] if j >= 0 else pair[-1 - j] for j in call.terms]
+                self._check(told)
+            pair: Any = told if self.guided else (told, told)
+            terms: list[Any] = []
+            for j in call.terms:
+                branch, part, back = output_of(j, parts) if j < 0 else (0, 0, 0)
+                terms.append(slots[j] if j >= 0 else self._part((before if back else pair)[branch], part))
+            before = pair
             key, noise = self.noises(self.plan.table[i])
             step, casts = self._device.steps[i], self._casts(terms, call)
             made = apply(terms, self._device.table, step, key, noise, len(call.outputs), casts)
@@ -199,32 +220,48 @@ class PlanRun:
         dtypes = [self._dtypes[j] for j in call.outputs]
         return [] if all(dtype == terms[0].dtype for dtype in dtypes) else dtypes
 
-    def _begin(self, x: Tensor, start: str) -> None:
+    def _check(self, told: Any) -> None:
+        check_output(told, next(iter(self._asked.values())), guided=self.guided, also=self._also)
+
+    def _part(self, out: Tensor, part: int) -> Tensor:
+        """A part of what the network said: a view."""
+        count = self._slots[0].shape[1]
+        return out if out.shape[1] == count else out.narrow(1, part * count, count)
+
+    def _begin(self, pair: tuple[Tensor, ...], start: str) -> None:
         outputs = self.plan.prologue.outputs
         row_number = STARTS.index(start)
         key, noise = self.noises(self.plan.starts[row_number])
         table, step = self._device.starts, self._device.steps[row_number]
         if self.grad:
-            dtypes = self._casts([x], self.plan.prologue)
-            made = torch.ops.fastsample.update([x], table, step, key, noise, len(outputs), dtypes)
+            dtypes = self._casts(list(pair), self.plan.prologue)
+            made = torch.ops.fastsample.update(list(pair), table, step, key, noise, len(outputs), dtypes)
             for j, value in zip(outputs, made, strict=True):
                 self._slots[j] = value
         else:
-            torch.ops.fastsample.update_([self._slots[j] for j in outputs], [x], table, step, key, noise)
+            torch.ops.fastsample.update_([self._slots[j] for j in outputs], list(pair), table, step, key, noise)
 
     def _prepare(self) -> list[tuple[Any, ...]]:
         """Per call: what is asked, and the arguments of the update with places for the network's outputs."""
-        slots, guided, steps = self._slots, self.guided, self._device.steps
+        slots, steps, parts = self._slots, self._device.steps, self.plan.parts
         late = self._noise is not None and self._noise.late
         quiet = late or not self.plan.table[:, NOISE_WEIGHTS].any()
         prepared = []
         for i, call in enumerate(self.plan.calls):
-            places = tuple((n, -1 - j if guided else None) for n, j in enumerate(call.terms) if j < 0)
+            places = tuple(self._place(n, j) for n, j in enumerate(call.terms) if j < 0)
             terms = [slots[j] if j >= 0 else None for j in call.terms]
             outs = [slots[j] for j in call.outputs]
             key, noise = (None, []) if quiet else self.noises(self.plan.table[i])
-            prepared.append(((slots[call.ask], self._t[i]), outs, terms, steps[i], key, noise, places))
+            after = () if i + 1 == len(self.plan.calls) else self.plan.calls[i + 1].terms
+            keep = any(j < 0 and output_of(j, parts)[2] for j in after)
+            ask = (self._asked[call.ask], self._t[i])
+            prepared.append((ask, outs, terms, steps[i], key, noise, places, keep))
         return prepared
+
+    def _place(self, n: int, term: int) -> tuple[int, int | None, int | None, int]:
+        """Which part of which output becomes term n of a row: branch and part are None where there is but one."""
+        branch, part, back = output_of(term, self.plan.parts)
+        return n, branch if self.guided else None, part if self.plan.parts > 1 else None, back
 
     def noises(self, values: Array) -> tuple[Tensor | None, list[Tensor]]:
         """Key and noise tensors of a row; neither if it uses no noise."""
@@ -233,8 +270,29 @@ class PlanRun:
         return (self._key, []) if self._noise is None else (None, self._noise.of_row(values, self._slots[0]))
 
 
-def check_output(told: Any, x: Tensor, *, guided: bool) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless a network's output belongs to ``x``: before memory is touched."""
+def _parts(plan: Plan, x: Tensor, start: str) -> tuple[Tensor, ...]:
+    """The terms of the start."""
+    if plan.parts == 1:
+        return (x,)
+    if start != "state":  # m has weight zero and is not read
+        return x, x
+    if x.shape[1] % 2:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, need (B, 2 C, ...): position and momentum along dimension 1")
+    return halves(x)
+
+
+def _check_apart(told: Any, before: Any) -> None:
+    """Raise ``ValueError`` if a network has written over the output that a row still reads."""
+    pairs = zip(told, before, strict=True) if isinstance(told, (tuple, list)) else [(told, before)]
+    if any(new.data_ptr() == old.data_ptr() and new.numel() for new, old in pairs):
+        raise ValueError("model: wrote its output over that of the call before, which this solver uses too; copy it")
+
+
+def check_output(told: Any, x: Tensor, *, guided: bool, also: tuple[int, ...] | None = None) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless a network's output belongs to ``x``: before memory is touched.
+
+    ``also``: another shape that is allowed.
+    """
     outputs = [told]
     if guided:
         if not isinstance(told, (tuple, list)) or len(told) != 2:
@@ -244,7 +302,7 @@ def check_output(told: Any, x: Tensor, *, guided: bool) -> None:
     for out in outputs:
         if not isinstance(out, Tensor):
             raise TypeError(f"model: returned {type(out).__name__}, need a tensor shaped like x")
-        if out.shape != x.shape:
+        if out.shape != x.shape and out.shape != also:
             raise ValueError(f"model: returned shape {tuple(out.shape)}, need that of x, {tuple(x.shape)}")
         if not out.is_floating_point():
             raise TypeError(f"model: returned {out.dtype}, need a floating dtype")

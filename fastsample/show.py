@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastsample import row
+from fastsample.plan import output_of
 
 if TYPE_CHECKING:
     from fastsample.plan import Call, Plan
-
-OUTPUTS = {-1: "e", -2: "e_u"}  # names of the network's outputs
 
 
 def show_plan(plan: Plan) -> str:
@@ -33,7 +32,7 @@ def show_plan(plan: Plan) -> str:
 
 def show_row(plan: Plan, call: Call, values: np.ndarray) -> str:
     """One row as formulas, ``x = 0.98 x + 0.12 e``; weights that are zero are left out."""
-    names = [OUTPUTS[j] if j < 0 else plan.slots[j].name for j in call.terms]
+    names = [_output(plan, j) if j < 0 else plan.slots[j].name for j in call.terms]
     formulas = []
     prediction = _sum([(values[row.p(j)], name) for j, name in enumerate(names)])
     if any(values[row.w_d(k)] for k in range(len(call.outputs))):
@@ -46,6 +45,13 @@ def show_row(plan: Plan, call: Call, values: np.ndarray) -> str:
         weights += [(values[row.g(k, r)], f"xi[{values[row.DRAW + r]:.0f}]") for r in range(row.MAX_NOISES)]
         formulas.append(f"{plan.slots[slot].name} = {_sum(weights)}")
     return "; ".join(formulas)
+
+
+def _output(plan: Plan, term: int) -> str:
+    """Name of an output of the network, or of a part of it; a stroke means the call before."""
+    branch, part, back = output_of(term, plan.parts)
+    tail = ("u" if branch else "") + ("xm"[part] if plan.parts == 2 else "")
+    return "e" + "'" * back + (f"_{tail}" if tail else "")
 
 
 def _sum(weights: list[tuple[float, str]]) -> str:

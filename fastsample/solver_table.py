@@ -46,7 +46,9 @@ def _line(solver: Solver | Procedure) -> str:
     name = f"`{solver.name}`" + "".join(f", `{alias}`" for alias in solver.aliases)
     try:
         steps = None if "steps" in solver.usual else STEPS
-        plan = plan_for(GaussianMixture.ring().network("eps"), solver=solver.name, steps=steps)
+        mixture = GaussianMixture.ring()
+        network = mixture.phase_space() if solver.model == "phase-space" else mixture.network("eps")
+        plan = plan_for(network, solver=solver.name, steps=steps)
         reads, writes = map(str, traffic(plan))
     except ValueError:  # needs options or a grid of its own, or has no plan
         reads = writes = "-"

@@ -156,7 +156,9 @@ def test_denoise_adds_a_call():
 # these need other paths than the test's: from data, to sigma > 0, or with times that are sigma/alpha
 OTHER_PATHS = ("ddim-inverse", "forward-value", "ctm")
 NO_SCALING = ("sde-dpmpp-3s",)  # its rows write three tensors without the scaled input
-every_solver = st.sampled_from([n for n in names() if n not in OTHER_PATHS and not n.startswith(("dpm-", "sde-dpm-"))])
+every_solver = st.sampled_from(
+    [n for n in names("") if n not in OTHER_PATHS and not n.startswith(("dpm-", "sde-dpm-"))]
+)
 
 
 @settings(max_examples=60, deadline=None)

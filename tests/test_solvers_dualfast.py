@@ -64,7 +64,7 @@ def test_ddim_becomes_the_second_order_multistep(steps):
     np.testing.assert_allclose(Replay(plan, x, eps_of(path)).x, Replay(other, x, eps_of(path)).x, rtol=0, atol=1e-11)
 
 
-WRAPPED = [n for n in names() if n not in ("dualfast", "ddim-inverse", "usf")]
+WRAPPED = [n for n in names("") if n not in ("dualfast", "ddim-inverse", "usf")]
 
 
 @pytest.mark.parametrize("base", WRAPPED)

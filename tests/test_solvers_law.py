@@ -21,7 +21,7 @@ VP = VPLinear()
 # their networks obey a boundary condition at the smallest level, or have two times (test_solvers_consistency_law.py)
 DISTILLED = ("lcm", "cm", "ctm")
 WINDOWED = ("poisson-midpoint-shared",)  # one call for many steps of the path (test_poisson_midpoint.py)
-SAMPLERS = [name for name in names() if name != "ddim-inverse" and name not in (*DISTILLED, *WINDOWED)]
+SAMPLERS = [name for name in names("") if name != "ddim-inverse" and name not in (*DISTILLED, *WINDOWED)]
 NOISY_END = ("forward-value",)  # besides dpm- and sde-dpm-: no last step to sigma = 0
 RENOISING = ("tcd", "scm")  # a repeated level gets fresh noise
 ODE = ["euler", "ddim", "dpmpp-1", "dpmpp-2m", "dpmpp-3m", "dpm-1", "dpm-2m", "dpm-3m"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from torch import Tensor
 from .. import noise
 from .ladder import Ladder
 from .network import Network
+
+if TYPE_CHECKING:
+    from ..solvers.phase.process import PhaseSpace
 
 Level = float | Tensor  # a number, or one per sample (B,)
 
@@ -219,6 +222,15 @@ class GaussianMixture:
             return Network(predict, "eps", time="log-snr", input_scaling="vp", **facts)
 
         return Ladder([*map(level, range(levels - 1)), ideal], [2.0 ** (gamma * k) for k in range(levels)])
+
+    def phase_space(self, process: PhaseSpace | None = None) -> Network:
+        """The ideal phase-space network of this data, fed ``(B, 2 C, ...)``: position and momentum along dimension 1.
+
+        ``process``: None for the `PhaseSpace` of the published CIFAR-10 networks.  Samples have at least one dimension.
+        """
+        from .phase_mixture import phase_network
+
+        return phase_network(self, process)
 
     def _exact(self, number: int, seed: int) -> Tensor:
         return self.sample(number, seed=seed)

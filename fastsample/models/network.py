@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..solvers.phase.process import PhaseSpace
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow", "edm")
 TIMES = ("t", "log-snr", "sigma", "log-sigma", "index")
@@ -37,6 +40,8 @@ class Network:
         schedule: name of the schedule that it was trained on, used when the caller gives none.
         one_batch: run the branches of guidance as one call on twice the batch, where their conditions allow it; else as
             two calls.
+        space: the process of a phase-space network, a `PhaseSpace`: it is fed position and momentum ``(B, 2 C, ...)``
+            of data ``(B, C, ...)`` and predicts for both. None: any other network.
         exact: ``exact(number, seed)`` draws samples ``(number, ...)`` of the law that the network stands for, where
             that can be done; reports then tell the distance to it.
         energy: ``energy(x, t)`` or ``energy(x, t, cond)``: -log of the density at the level of ``t``, ``(B,)``, up to a
@@ -65,6 +70,7 @@ class Network:
         schedule: Any = None,
         one_batch: bool = True,
         exact: Callable[[int, int], Tensor] | None = None,
+        space: PhaseSpace | None = None,
         energy: Callable[..., Tensor] | None = None,
         width: float | None = None,
         name: str | None = None,
@@ -86,7 +92,12 @@ class Network:
         self.prediction, self.time, self.input_scaling = prediction, time, input_scaling
         self.dtype, self.shape = dtype, None if shape is None else tuple(shape)
         self.classes, self.null_class = classes, null_class
-        self.schedule, self.one_batch, self.exact = schedule, one_batch, exact
+        if space is not None:
+            from ..solvers.phase.process import PhaseSpace
+
+            if not isinstance(space, PhaseSpace):
+                raise TypeError(f"space: got {type(space).__name__}, allowed are None and a PhaseSpace")
+        self.schedule, self.one_batch, self.exact, self.space = schedule, one_batch, exact, space
         self.energy, self.width = energy, width
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
 
@@ -159,7 +170,7 @@ def as_network(
 
     ``model``: a `Network`, an object with a method ``network()`` (such as `GaussianMixture`), or a callable
     ``model(x, t)`` whose attributes ``prediction``, ``time``, ``input_scaling``, ``schedule``, ``shape``, ``classes``,
-    ``null_class`` are used where they exist. The keyword arguments have the last word.
+    ``null_class``, ``space`` are used where they exist. The keyword arguments have the last word.
 
     Raises:
         TypeError, ValueError: as `Network`.
@@ -185,6 +196,7 @@ def as_network(
         schedule=model.schedule if isinstance(model, Network) else fact("schedule", str),
         one_batch=model.one_batch if isinstance(model, Network) else True,
         exact=model.exact if isinstance(model, Network) else None,
+        space=getattr(model, "space", None),
         energy=model.energy if isinstance(model, Network) else None,
         width=model.width if isinstance(model, Network) else None,
         name=fact("name", str),

@@ -7,6 +7,7 @@ from fastsample.solvers import dualfast as dualfast
 from fastsample.solvers import edm as edm
 from fastsample.solvers import first_order, multistep
 from fastsample.solvers import forward_value as forward_value
+from fastsample.solvers import phase as phase
 from fastsample.solvers import pndm as pndm
 from fastsample.solvers import poisson_midpoint as poisson_midpoint
 from fastsample.solvers import rho_rk as rho_rk

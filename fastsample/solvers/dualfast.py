@@ -42,7 +42,9 @@ def dualfast(
     if options.get("anchored"):
         raise ValueError("anchored: must be False in a base of 'dualfast', which changes rows that hold one state")
     entry = find(base)
-    steps = entry.steps(path, **complete(entry, options))
+    if entry.model:
+        raise ValueError(f"base: {base!r} needs a network of its own kind ({entry.model}), whose eps_hat is not mixed")
+    steps: list[Step] = entry.steps(path, **complete(entry, options))
     weights = _weights(c, shape, path, steps)
     if not any(weights):
         return steps

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fastsample.solvers.step import Step
-
 if TYPE_CHECKING:
     from fastsample.procedures.registry import Procedure
 
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 class Solver:
     """A solver: a function of a path and of options that returns steps, and its description.
 
+    ``steps``: returns ``list[Step]``, or of a phase-space solver ``phase.assemble.Made``.
     ``order``: order of convergence in the number of steps (strong order of the deterministic part); 0: few-step
     samplers, whose networks jump, claim none.  ``nfe``: network calls per step.  ``options``: names and defaults.
     ``ends``: what its path may be: ``"clean"`` (to sigma = 0), ``"noisy"`` (to sigma > 0 only) or ``"inverse"`` (from
@@ -29,7 +28,7 @@ class Solver:
     """
 
     name: str
-    steps: Callable[..., list[Step]]
+    steps: Callable[..., Any]
     about: str
     paper: str
     order: int
@@ -88,9 +87,12 @@ def complete(solver: Solver | Procedure, options: Mapping[str, Any]) -> dict[str
     return {**known, **options}
 
 
-def names() -> tuple[str, ...]:
-    """Names of all solvers, in the order of registration (families together)."""
-    return tuple(_solvers)
+def names(model: str | None = None) -> tuple[str, ...]:
+    """Names of all solvers, in the order of registration (families together).
+
+    ``model``: of those alone that need this kind of network, ``""`` for those that take any.
+    """
+    return tuple(name for name, solver in _solvers.items() if model in (None, solver.model))
 
 
 def solvers() -> Mapping[str, Solver]:

@@ -117,7 +117,7 @@ class FastSampleSampler:
         """What the node shows."""
         return {
             "required": {
-                "solver": (list(registry.names()), {"default": "dpmpp-2m"}),
+                "solver": (list(registry.names("")), {"default": "dpmpp-2m"}),
                 "options": ("STRING", {"default": "{}", "multiline": False}),
                 "noise": (["torch", "brownian"], {"default": "brownian"}),
             }
