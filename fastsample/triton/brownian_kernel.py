@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernel import _at
+from .kernel import _at, row_of
 from .normal import normals, normals_wide
 
 
@@ -33,9 +33,8 @@ def brownian_kernel(
     LANES: tl.constexpr = 2 if WIDE else 4  # normals of a counter
     sample = tl.program_id(1).to(tl.int64)
     block = tl.program_id(0).to(INDEX)
-    at = tl.load(step + sample) if PER_SAMPLE else tl.load(step)
-    valid = (at >= 0) & (at < rows)
-    row = tl.where(valid, at, 0) * width
+    valid, at = row_of(step, rows, sample, PER_SAMPLE)
+    row = at * width
     seed = tl.load(key + 2 * sample)
     first = tl.load(key + 2 * sample + 1) + (block * (BLOCK // LANES)).to(tl.uint64)
     counter = first + tl.arange(0, BLOCK // LANES).to(tl.uint64)

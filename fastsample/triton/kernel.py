@@ -18,6 +18,14 @@ _DRAW = tl.constexpr(44)
 
 
 @triton.jit
+def row_of(step, rows, sample, PER_SAMPLE: tl.constexpr):
+    """Whether the step of a sample exists, and its row, 0 if not."""
+    at = tl.load(step + sample) if PER_SAMPLE else tl.load(step)
+    valid = (at >= 0) & (at < rows)
+    return valid, tl.where(valid, at, 0)
+
+
+@triton.jit
 def _at(pointer, sample, i, numel, sizes, strides, NDIM: tl.constexpr):
     """Addresses of elements ``i`` of a sample."""
     if NDIM == 0:  # every tensor is dense, and all are laid out alike
@@ -44,6 +52,105 @@ def _normals(seed, first, WIDE: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.con
     else:
         xi = normals(seed, counter)
     return xi
+
+
+@triton.jit
+def weights_of(row, K: tl.constexpr, N: tl.constexpr, R: tl.constexpr, WIDE: tl.constexpr):
+    """A row in the compute type, where a weight that rounds to 0 is 0, and which terms and noises it reads."""
+    S: tl.constexpr = tl.float64 if WIDE else tl.float32
+    use_d = False
+    of_d = ()
+    for k in tl.static_range(N):
+        w = tl.load(row + _LO + 1 + k).to(S)
+        of_d = of_d + (w,)
+        use_d = use_d | (w != 0)
+    of_terms = ()  # a term's side by side: P_j, W_0j, ...
+    reads = ()
+    for j in tl.static_range(K):
+        w = tl.where(use_d, tl.load(row + 4 * j).to(S), 0.0)
+        of_terms = of_terms + (w,)
+        needed = w != 0
+        for k in tl.static_range(N):
+            w = tl.load(row + 4 * j + 1 + k).to(S)
+            of_terms = of_terms + (w,)
+            needed = needed | (w != 0)
+        reads = reads + (needed,)
+    of_noise = ()
+    reads_noise = ()
+    for r in tl.static_range(R):
+        needed = False
+        for k in tl.static_range(N):
+            w = tl.load(row + _HI + 4 * r + 1 + k).to(S)
+            of_noise = of_noise + (w,)
+            needed = needed | (w != 0)
+        reads_noise = reads_noise + (needed,)
+    lo, hi = tl.load(row + _LO).to(S), tl.load(row + _HI).to(S)
+    limited = use_d & ((lo > float("-inf")) | (hi < float("inf")))
+    return of_terms, of_d, of_noise, (lo, hi, limited), reads, reads_noise
+
+
+@triton.jit
+def draws_of(row, key, sample, chunks, R: tl.constexpr):
+    """The seed of a sample, and the counters at which its draws begin."""
+    seed = 0
+    starts = ()
+    if key is not None:
+        seed = tl.load(key + 2 * sample)
+        for r in tl.static_range(R):
+            draw = tl.load(row + _DRAW + r).to(tl.int64)
+            starts = starts + (tl.load(key + 2 * sample + 1) + (draw * chunks).to(tl.uint64),)
+    return seed, starts
+
+
+@triton.jit
+def noise_of(noise, key, seed, starts, reads, sample, block, i, numel, sizes, strides, R: tl.constexpr,
+             WIDE: tl.constexpr, PAIRS: tl.constexpr, NDIM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The noises of one block, given or made; 0 where the row reads none."""
+    S: tl.constexpr = tl.float64 if WIDE else tl.float32
+    LANES: tl.constexpr = 2 if WIDE else 4  # normals of a counter
+    xis = ()
+    for r in tl.static_range(R):
+        if key is None:
+            where = _at(noise[r], sample, i, numel, sizes, strides[r] if NDIM > 0 else (), NDIM)
+            xi = tl.load(where, mask=i < tl.where(reads[r], numel, 0), other=0.0).to(S)
+        else:
+            xi = tl.zeros((BLOCK,), S)
+            if reads[r]:
+                first = starts[r] + (block * (BLOCK // LANES)).to(tl.uint64)
+                xi = _normals(seed, first, WIDE, PAIRS, BLOCK)
+        xis = xis + (xi,)
+    return xis
+
+
+@triton.jit
+def prediction(xs, of_terms, limits, zero, K: tl.constexpr, N: tl.constexpr):
+    """D of a block."""
+    d = zero
+    for j in tl.static_range(K):
+        if of_terms[j * (N + 1)] != 0:
+            d = tl.fma(tl.broadcast_to(of_terms[j * (N + 1)], zero.shape), xs[j], d)
+    lo, hi, limited = limits
+    if limited:
+        d = tl.where(d < lo, lo, tl.where(d > hi, hi, d))  # a NaN stays
+    return d
+
+
+@triton.jit
+def store_outputs(outs, xs, d, xis, of_terms, of_d, of_noise, start, sample, i, numel, sizes, strides,
+                  K: tl.constexpr, N: tl.constexpr, R: tl.constexpr, NDIM: tl.constexpr):  # fmt: skip
+    """Sums and stores the outputs of a block, each from ``start`` on."""
+    for k in tl.static_range(N):
+        out = tl.broadcast_to(start, d.shape)
+        for j in tl.static_range(K):
+            if of_terms[j * (N + 1) + 1 + k] != 0:
+                out = tl.fma(tl.broadcast_to(of_terms[j * (N + 1) + 1 + k], d.shape), xs[j], out)
+        if of_d[k] != 0:
+            out = tl.fma(tl.broadcast_to(of_d[k], d.shape), d, out)
+        for r in tl.static_range(R):
+            if of_noise[r * N + k] != 0:
+                out = tl.fma(tl.broadcast_to(of_noise[r * N + k], d.shape), xis[r], out)
+        where = _at(outs[k], sample, i, numel, sizes, strides[k] if NDIM > 0 else (), NDIM)
+        tl.store(where, out.to(outs[k].dtype.element_ty), mask=i < numel)
 
 
 @triton.jit(
@@ -76,50 +183,15 @@ def update_kernel(
     ROUNDS: tl.constexpr,  # blocks of a program, one after the other
 ):
     S: tl.constexpr = tl.float64 if WIDE else tl.float32
-    LANES: tl.constexpr = 2 if WIDE else 4  # normals of a counter
     sample = tl.program_id(1).to(tl.int64)
-    at = tl.load(step + sample) if PER_SAMPLE else tl.load(step)
-    valid = (at >= 0) & (at < rows)
-    row = table + tl.where(valid, at, 0) * _COLUMNS
+    valid, at = row_of(step, rows, sample, PER_SAMPLE)
+    row = table + at * _COLUMNS
 
-    # All weights in the compute type.  A weight that rounds to 0 is 0.
-    use_d = False
-    d_weights = ()
-    for k in tl.static_range(N):
-        w = tl.load(row + _LO + 1 + k).to(S)
-        d_weights = d_weights + (w,)
-        use_d = use_d | (w != 0)
-    weights = ()  # a term's side by side: P_j, W_0j, ...
+    of_terms, of_d, of_noise, limits, reads, reads_noise = weights_of(row, K, N, R, WIDE)
     ends = ()  # of the elements to read: none of a term without weight
     for j in tl.static_range(K):
-        w = tl.where(use_d, tl.load(row + 4 * j).to(S), 0.0)
-        weights = weights + (w,)
-        needed = w != 0
-        for k in tl.static_range(N):
-            w = tl.load(row + 4 * j + 1 + k).to(S)
-            weights = weights + (w,)
-            needed = needed | (w != 0)
-        ends = ends + (tl.where(needed, numel, 0),)
-    g_weights = ()
-    g_needs = ()
-    g_ends = ()
-    starts = ()  # the counter at which a draw of this sample begins
-    seed = 0
-    if key is not None:
-        seed = tl.load(key + 2 * sample)
-    for r in tl.static_range(R):
-        needed = False
-        for k in tl.static_range(N):
-            w = tl.load(row + _HI + 4 * r + 1 + k).to(S)
-            g_weights = g_weights + (w,)
-            needed = needed | (w != 0)
-        g_needs = g_needs + (needed,)
-        g_ends = g_ends + (tl.where(needed, numel, 0),)
-        if key is not None:
-            draw = tl.load(row + _DRAW + r).to(tl.int64)
-            starts = starts + (tl.load(key + 2 * sample + 1) + (draw * chunks).to(tl.uint64),)
-    lo, hi = tl.load(row + _LO).to(S), tl.load(row + _HI).to(S)
-    limited = use_d & ((lo > float("-inf")) | (hi < float("inf")))
+        ends = ends + (tl.where(reads[j], numel, 0),)
+    seed, starts = draws_of(row, key, sample, chunks, R)
     # The sum of a step out of range starts at NaN and stays there.
     start = tl.where(valid, 0.0, float("nan")).to(S)
 
@@ -132,39 +204,13 @@ def update_kernel(
             where = _at(terms[j], sample, i, numel, sizes, term_strides[j] if NDIM > 0 else (), NDIM)
             raw = raw + (tl.load(where, mask=i < ends[j], other=0.0),)
         # Noise is made while the loads are on their way.
-        xis = ()
-        for r in tl.static_range(R):
-            if key is None:
-                where = _at(noise[r], sample, i, numel, sizes, noise_strides[r] if NDIM > 0 else (), NDIM)
-                xi = tl.load(where, mask=i < g_ends[r], other=0.0).to(S)
-            else:
-                xi = tl.zeros((BLOCK,), S)
-                if g_needs[r]:
-                    first = starts[r] + (block * (BLOCK // LANES)).to(tl.uint64)
-                    xi = _normals(seed, first, WIDE, PAIRS, BLOCK)
-            xis = xis + (xi,)
-
+        xis = noise_of(noise, key, seed, starts, reads_noise, sample, block, i, numel, sizes, noise_strides, R, WIDE,
+                       PAIRS, NDIM, BLOCK)  # fmt: skip
         xs = ()
         for j in tl.static_range(K):
             xs = xs + (raw[j].to(S),)
-        d = tl.zeros((BLOCK,), S)
-        for j in tl.static_range(K):
-            if weights[j * (N + 1)] != 0:
-                d = tl.fma(tl.broadcast_to(weights[j * (N + 1)], (BLOCK,)), xs[j], d)
-        if limited:
-            d = tl.where(d < lo, lo, tl.where(d > hi, hi, d))  # a NaN stays
-
+        d = prediction(xs, of_terms, limits, tl.zeros((BLOCK,), S), K, N)
         # An output may be the memory of a term, whose elements other threads have to have read.
         tl.debug_barrier()
-        for k in tl.static_range(N):
-            out = tl.broadcast_to(start, (BLOCK,))
-            for j in tl.static_range(K):
-                if weights[j * (N + 1) + 1 + k] != 0:
-                    out = tl.fma(tl.broadcast_to(weights[j * (N + 1) + 1 + k], (BLOCK,)), xs[j], out)
-            if d_weights[k] != 0:
-                out = tl.fma(tl.broadcast_to(d_weights[k], (BLOCK,)), d, out)
-            for r in tl.static_range(R):
-                if g_weights[r * N + k] != 0:
-                    out = tl.fma(tl.broadcast_to(g_weights[r * N + k], (BLOCK,)), xis[r], out)
-            where = _at(outs[k], sample, i, numel, sizes, out_strides[k] if NDIM > 0 else (), NDIM)
-            tl.store(where, out.to(outs[k].dtype.element_ty), mask=i < numel)
+        store_outputs(outs, xs, d, xis, of_terms, of_d, of_noise, start, sample, i, numel, sizes, out_strides, K, N, R,
+                      NDIM)  # fmt: skip

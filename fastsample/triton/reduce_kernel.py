@@ -7,7 +7,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernel import _at
+from .kernel import _at, row_of
+from .moments import _LANES, _ROUNDS, fold, fold_blocks
 
 _COLUMNS = tl.constexpr(48)
 _PREDICTION = tl.constexpr(32)  # columns of terms end here
@@ -17,18 +18,6 @@ _DRAW = tl.constexpr(44)
 BINS = 1 << 16  # of a digit
 _BINS = tl.constexpr(BINS)
 _CHUNK = tl.constexpr(4096)  # digits looked at together when one is settled
-LANES, ROUNDS, STRANDS = 512, 8, 128
-_LANES = tl.constexpr(LANES)
-_ROUNDS = tl.constexpr(ROUNDS)
-_STRANDS = tl.constexpr(STRANDS)
-
-
-@triton.jit
-def _row_of(step, table_rows, sample, PER_SAMPLE: tl.constexpr):
-    """Whether the step of a sample exists, and its row, 0 if not."""
-    at = tl.load(step + sample) if PER_SAMPLE else tl.load(step)
-    valid = (at >= 0) & (at < table_rows)
-    return valid, tl.where(valid, at, 0)
 
 
 @triton.jit
@@ -104,7 +93,7 @@ def threshold_small_kernel(
     """One program per sample, all of it in registers; v_k bit by bit."""
     BITS: tl.constexpr = 63 if WIDE else 31
     sample = tl.program_id(0).to(tl.int64)
-    valid, at = _row_of(step, table_rows, sample, PER_SAMPLE)
+    valid, at = row_of(step, table_rows, sample, PER_SAMPLE)
     i = tl.arange(0, BLOCK)
     x = _patterns(terms, table + at * _COLUMNS, valid, sample, i, numel, sizes, strides, K, WIDE, NDIM)
     x = tl.where(i < numel, x, -1)
@@ -148,7 +137,7 @@ def threshold_count_kernel(
     """Counts a digit of the elements that share the digits known."""
     BITS: tl.constexpr = 63 if WIDE else 31
     sample = tl.program_id(1).to(tl.int64)
-    valid, at = _row_of(step, table_rows, sample, PER_SAMPLE)
+    valid, at = row_of(step, table_rows, sample, PER_SAMPLE)
     lo = tl.load(state + 4 * sample)
     one = tl.full((), 1, tl.int64)
     hi = lo + (((one << (WIDTH - 1)) - 1) | (one << (WIDTH - 1)))
@@ -190,7 +179,7 @@ def threshold_settle_kernel(
     """Settles a digit from its counts; after the last one writes the row."""
     BITS: tl.constexpr = 63 if WIDE else 31
     sample = tl.program_id(0).to(tl.int64)
-    valid, at = _row_of(step, table_rows, sample, PER_SAMPLE)
+    valid, at = row_of(step, table_rows, sample, PER_SAMPLE)
     wanted = tl.zeros((), tl.int64) + from_top if FIRST else tl.load(state + 4 * sample + 1)
     wanted = tl.where(valid, wanted, 0)  # then no digit is looked for
     first = tl.full((), _BINS, tl.int64)
@@ -226,15 +215,6 @@ def threshold_settle_kernel(
         nan = tl.load(state + 4 * sample + 3) != 0
         _write_threshold(rows, table, sample, at, valid, _value(value, WIDE), _value(higher, WIDE), nan, fraction,
                          low, high)  # fmt: skip
-
-
-@triton.jit
-def _fold(x, N: tl.constexpr):
-    """The sum of N numbers, folded in halves."""
-    for k in tl.static_range(12):
-        if (N >> k) > 1:
-            x = tl.sum(tl.reshape(x, (2, N >> (k + 1))), 0)
-    return tl.sum(x)
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -277,10 +257,10 @@ def rescale_blocks_kernel(
         se += de
         see += de * de
     to = moments + (sample * blocks + tl.program_id(0)) * 4
-    tl.store(to, _fold(sc, _LANES))
-    tl.store(to + 1, _fold(scc, _LANES))
-    tl.store(to + 2, _fold(se, _LANES))
-    tl.store(to + 3, _fold(see, _LANES))
+    tl.store(to, fold(sc, _LANES))
+    tl.store(to + 1, fold(scc, _LANES))
+    tl.store(to + 2, fold(se, _LANES))
+    tl.store(to + 3, fold(see, _LANES))
 
 
 @triton.jit(do_not_specialize=["blocks", "table_rows", "numel", "cond", "uncond"])
@@ -299,21 +279,8 @@ def rescale_rows_kernel(
 ):
     """The strands of a sample, then its row."""
     sample = tl.program_id(0).to(tl.int64)
-    valid, at = _row_of(step, table_rows, sample, PER_SAMPLE)
-    strand = tl.arange(0, _STRANDS)
-    sc = tl.zeros((_STRANDS,), tl.float64)
-    scc = tl.zeros((_STRANDS,), tl.float64)
-    se = tl.zeros((_STRANDS,), tl.float64)
-    see = tl.zeros((_STRANDS,), tl.float64)
-    for first in range(0, blocks, _STRANDS):
-        there = first + strand < blocks
-        source = moments + (sample * blocks + first + strand) * 4
-        sc += tl.load(source, mask=there, other=0.0)
-        scc += tl.load(source + 1, mask=there, other=0.0)
-        se += tl.load(source + 2, mask=there, other=0.0)
-        see += tl.load(source + 3, mask=there, other=0.0)
-    mc, mcc = _fold(sc, _STRANDS), _fold(scc, _STRANDS)
-    me, mee = _fold(se, _STRANDS), _fold(see, _STRANDS)
+    valid, at = row_of(step, table_rows, sample, PER_SAMPLE)
+    mc, mcc, me, mee = fold_blocks(moments + sample * blocks * 4, blocks, 4)
     phi = tl.full((), phi, tl.float64)
     count = (tl.zeros((), tl.int64) + numel).to(tl.float64)
     degrees = count - 1.0

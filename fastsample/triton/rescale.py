@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..ops.rescale import check
 from ..ops.update import compute_dtype
-from .reduce_kernel import LANES, ROUNDS, rescale_blocks_kernel, rescale_rows_kernel
+from .moments import LANES, ROUNDS
+from .reduce_kernel import rescale_blocks_kernel, rescale_rows_kernel
 from .update import _MAX_BATCH, _on, collapse
 
 
