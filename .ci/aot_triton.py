@@ -29,6 +29,7 @@ from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from fastsample.triton import brownian as brownian_backend
+from fastsample.triton import metropolis as metropolis_backend
 from fastsample.triton import rescale as rescale_backend
 from fastsample.triton import threshold as threshold_backend
 from fastsample.triton import update as backend
@@ -99,7 +100,8 @@ def source(named: dict[str, Any], kernel: Any = update_kernel) -> ASTSource:
     """What Triton's launcher would compile: integers 1 are constants, multiples of 16 marked, pointers aligned."""
     constexprs: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
-    plain = ("table", "nodes", "weights", "step", "key", "rows", "width")  # not specialised (kernel.py)
+    # Not specialised (kernel.py).
+    plain = ("table", "nodes", "weights", "step", "key", "rows", "width", "work", "chain", "uniform", "blocks")
 
     def describe(name: str, value: Any, path: tuple[int, ...]) -> Any:
         if isinstance(value, tuple):
@@ -231,6 +233,44 @@ def reduce_faults(quick: bool) -> list[str]:
     return faults
 
 
+def metropolis_faults(quick: bool) -> list[str]:
+    """Compile the kernels of ``metropolis`` with all terms and outputs, dense and strided: no spills, wide accesses."""
+    faults = []
+    dtypes = (torch.float32, torch.bfloat16) if quick else tuple(SHORT)
+    for cc, dtype, strided in itertools.product((90,) if quick else CAPABILITIES, dtypes, (False, True)):
+        batch, terms, outs = LARGE[0], 4, 3
+
+        def tensor(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        def states(n: int, dtype: torch.dtype = dtype, strided: bool = strided) -> list[torch.Tensor]:
+            return [tensor(dtype, *LARGE)[..., :: 2 if strided else 1] for _ in range(n)]
+
+        (state, cache, proposal, fresh), others, to = states(4), states(terms), states(outs)
+        step, key = tensor(torch.int64, batch), tensor(torch.uint64, batch, 2)
+        launches = metropolis_backend.describe(state, cache, to, proposal, fresh, others, step, key, [])
+        work, chain, table = (tensor(torch.float64, n, m) for n, m in ((batch, 1538), (batch, 5), (20, 96)))
+        numbers, last = (work, chain, table, step, key), (20, 512)
+        for launch, pointers in (
+            (launches[0], ((state, proposal, cache, fresh, *others), *numbers, None)),
+            (launches[1], ((state, cache), (proposal, fresh), tuple(to), tuple(others), (), *numbers)),
+        ):
+            kernel = launch.kernel
+            named = dict(zip(kernel.arg_names, (*pointers, *last, *launch.static), strict=True))
+            options = {"num_warps": launch.warps, "enable_fp_fusion": False}
+            compiled = triton.compile(source(named, kernel), target=GPUTarget("cuda", cc, 32), options=options)
+            code, registers, stack, local = disassemble(compiled)
+            name = f"sm_{cc:<3} {SHORT[dtype]} {kernel.__name__}{' strided' if strided else ''}"
+            print(f"{name:<46} {registers:>9}")
+            # The library's float64 sin and cos, as in examine.
+            if stack > (40 if dtype == torch.float64 and launch is launches[1] else 0) or local:
+                faults.append(f"{name}: spills (stack {stack}, local {local})")
+            wide = sum(".128" in i.op or ".256" in i.op for i in code if i.op.startswith(("LDG", "STG")))
+            if launch is launches[1] and not strided and wide < 4 + terms + 2 + outs:
+                faults.append(f"{name}: {wide} wide accesses")
+    return faults
+
+
 @dataclasses.dataclass
 class Instruction:
     address: int
@@ -345,7 +385,7 @@ def main() -> int:
             r.faults.append(f"more than {BUDGET} instructions per element")
         figure = "" if r.executed != r.executed else f"{r.executed:.1f}"
         print(f"{r.point.name():<46} {r.registers:>9}  {figure:>20}  {'; '.join(r.faults)}")
-    others = brownian_faults(options.quick) + reduce_faults(options.quick)
+    others = brownian_faults(options.quick) + reduce_faults(options.quick) + metropolis_faults(options.quick)
     for fault in others:
         print(fault)
     bad = sum(bool(r.faults) for r in reports) + len(others)

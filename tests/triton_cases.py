@@ -19,7 +19,7 @@ import triton.language as tl
 
 from fastsample import native, noise, ops, row
 from fastsample.building import BuildError
-from fastsample.triton import kernel, normal
+from fastsample.triton import kernel, launch, normal
 from fastsample.triton import update as backend
 from tests.rows import ULP, bound, model64, random_call
 
@@ -263,6 +263,14 @@ def test_a_nan_passes_the_clamp_and_infinities_are_clamped():
     assert out[0, 1:].tolist() == [1.0, -1.0, 0.5]
 
 
+def test_float64_goes_to_16_bits_by_way_of_float32():
+    x = torch.tensor([[1 + 2.0**-11 + 2.0**-40, 1.25, -math.inf]], dtype=torch.float64, device=DEVICE)
+    for dtype in (torch.float16, torch.bfloat16):
+        out = torch.empty(1, 3, dtype=dtype, device=DEVICE)
+        backend.update_([out], [x], _table(row.make_row(outputs=[{0: 1.0}])), ZERO.to(DEVICE))
+        assert out.tolist() == [[1.0, 1.25, -math.inf]]  # straight to float16 it would be 1 + 2^-10
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 def test_outputs_may_be_terms(dtype, small_tiles):
     g = torch.Generator().manual_seed(0)
@@ -338,12 +346,12 @@ def test_launches_are_remembered_and_bad_calls_refused(monkeypatch):
 def test_collapse_merges_what_lies_side_by_side():
     contiguous, last = (64, 16, 4, 1), (64, 1, 16, 4)
     shape = (2, 4, 4, 4)
-    assert backend.collapse(shape, [contiguous] * 2, False, False) == (1, (128,), [(0, 1)] * 2)
-    assert backend.collapse(shape, [contiguous] * 2, True, True) == (2, (64,), [(64, 1)] * 2)
-    assert backend.collapse(shape, [last] * 2, False, False) == (1, (128,), [(0, 1)] * 2)
-    assert backend.collapse(shape, [last], True, True) == (2, (4, 16), [(64, 1, 4)])  # noise needs the logical order
-    assert backend.collapse(shape, [contiguous, last], False, False) == (1, (2, 4, 16), [(0, 64, 16, 1), (0, 64, 1, 4)])
-    assert backend.collapse((1, 1), [(1, 1)], False, False) == (1, (1,), [(0, 1)])
+    assert launch.collapse(shape, [contiguous] * 2, False, False) == (1, (128,), [(0, 1)] * 2)
+    assert launch.collapse(shape, [contiguous] * 2, True, True) == (2, (64,), [(64, 1)] * 2)
+    assert launch.collapse(shape, [last] * 2, False, False) == (1, (128,), [(0, 1)] * 2)
+    assert launch.collapse(shape, [last], True, True) == (2, (4, 16), [(64, 1, 4)])  # noise needs the logical order
+    assert launch.collapse(shape, [contiguous, last], False, False) == (1, (2, 4, 16), [(0, 64, 16, 1), (0, 64, 1, 4)])
+    assert launch.collapse((1, 1), [(1, 1)], False, False) == (1, (1,), [(0, 1)])
 
 
 def test_the_dispatcher_reaches_triton():

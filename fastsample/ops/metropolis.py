@@ -178,7 +178,7 @@ def _reference_metropolis_(
 
 
 def _triton_metropolis_(*args: Any) -> None:
-    from ..triton.metropolis import metropolis_ as run  # type: ignore[import-not-found]
+    from ..triton.metropolis import metropolis_ as run
 
     run(*args)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..ops.brownian import check
 from .brownian_kernel import brownian_kernel
-from .update import _MAX_BATCH, _on, collapse
+from .launch import layout, on
+from .update import _MAX_BATCH
 
 _SMALL = 1 << 16  # elements of a call below which there are as many programs as there can be
 
@@ -32,19 +33,17 @@ def brownian_(out: Tensor, key: Tensor, nodes: Tensor, weights: Tensor, step: Te
         arguments, grid, warps = describe(out[part], step)
         tensors = (out[part], key[part].contiguous(), nodes.contiguous(), weights.contiguous())
         steps = (step[part] if step.dim() else step).contiguous()
-        with _on(out.device):
+        with on(out.device):
             brownian_kernel[grid](*tensors, steps, *nodes.shape, *arguments, num_warps=warps, enable_fp_fusion=False)
 
 
 def describe(out: Tensor, step: Tensor) -> tuple[tuple[Any, ...], tuple[int, int, int], int]:
     """The kernel's arguments from ``numel`` on, the grid and the warps of a well-formed call."""
-    batch, sizes, (strides,) = collapse(tuple(out.shape), [out.stride()], True, True)
-    numel = math.prod(sizes)
-    dense = strides[1:] == (1,) and (batch == 1 or strides[0] == numel)
+    batch, numel, sizes, strides = layout([out], True, True)
     wide = out.dtype == torch.float64
     warps = 1 if out.numel() < _SMALL else 4
     block = 32 * warps * (2 if wide else 4)
     index = tl.int32 if numel + block < 2**31 else tl.int64
-    ndim = 0 if dense else len(sizes)
-    arguments = (numel, () if dense else sizes, () if dense else strides, wide, step.dim() == 1, ndim, index, block)
+    own = strides[0] if strides else ()
+    arguments = (numel, sizes, own, wide, step.dim() == 1, len(sizes), index, block)
     return arguments, (-(-numel // block), batch, 1), warps

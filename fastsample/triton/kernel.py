@@ -40,6 +40,14 @@ def _at(pointer, sample, i, numel, sizes, strides, NDIM: tl.constexpr):
 
 
 @triton.jit
+def rounded(x, type: tl.constexpr):
+    """To the dtype of a tensor; from float64 to 16 bits by way of float32, as in torch."""
+    if type.primitive_bitwidth == 16:
+        x = x.to(tl.float32)
+    return x.to(type)
+
+
+@triton.jit
 def _normals(seed, first, WIDE: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
     """``BLOCK`` normals from counter ``first`` on."""
     STRIDE: tl.constexpr = 2 if PAIRS else 1
@@ -150,7 +158,7 @@ def store_outputs(outs, xs, d, xis, of_terms, of_d, of_noise, start, sample, i, 
             if of_noise[r * N + k] != 0:
                 out = tl.fma(tl.broadcast_to(of_noise[r * N + k], d.shape), xis[r], out)
         where = _at(outs[k], sample, i, numel, sizes, strides[k] if NDIM > 0 else (), NDIM)
-        tl.store(where, out.to(outs[k].dtype.element_ty), mask=i < numel)
+        tl.store(where, rounded(out, outs[k].dtype.element_ty), mask=i < numel)
 
 
 @triton.jit(

@@ -41,10 +41,10 @@ def _horner(x, coefficients: tl.constexpr, count: tl.constexpr):
 
 
 @triton.jit
-def philox(seed, counter, node=None):
+def philox(seed, counter, node=None, third: tl.constexpr = 0):
     """Four words, uint32 blocks, of a uint64 seed (scalar) and uint64 counters (block), or of a node (scalar) there."""
     c0, c1 = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
-    c2, c3 = tl.zeros_like(c0), tl.zeros_like(c0)
+    c2, c3 = tl.zeros_like(c0) + third, tl.zeros_like(c0)
     if node is not None:  # csrc/core/brownian.h
         c1, c2, c3 = c3 + node.to(tl.uint32), c3 + ((node >> 32).to(tl.uint32) | 0x80000000), c1
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
@@ -129,7 +129,8 @@ def normals_pairs(seed, counter):
 
 
 @triton.jit
-def _unit_wide(a, b):
+def unit_wide(a, b):
+    """Two words as a float64."""
     # In (0, 1); every product is exact, so fusing or not gives one result.
     return a.to(tl.float64) * (2.0**-32) + (b.to(tl.float64) * (2.0**-64) + 2.0**-65)
 
@@ -138,6 +139,6 @@ def _unit_wide(a, b):
 def normals_wide(seed, counter, node=None):
     """Float64 normals ``(2 C,)`` of uint64 counters ``(C,)``: number 2 c + k is the k-th of counter c."""
     r0, r1, r2, r3 = philox(seed, counter, node)
-    r = tl.sqrt(-2.0 * tl.log(_unit_wide(r0, r1)))
-    angle = 6.283185307179586476925 * _unit_wide(r2, r3)
+    r = tl.sqrt(-2.0 * tl.log(unit_wide(r0, r1)))
+    angle = 6.283185307179586476925 * unit_wide(r2, r3)
     return tl.reshape(tl.join(r * tl.cos(angle), r * tl.sin(angle)), (2 * counter.shape[0],))

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..ops.rescale import check
 from ..ops.update import compute_dtype
+from .launch import layout, on
 from .moments import LANES, ROUNDS
 from .reduce_kernel import rescale_blocks_kernel, rescale_rows_kernel
-from .update import _MAX_BATCH, _on, collapse
+from .update import _MAX_BATCH
 
 
 def rescale_(
@@ -39,7 +40,7 @@ def rescale_(
         part = slice(start, start + _MAX_BATCH)
         steps = step[part] if step.dim() else step
         launches = describe(rows[part], [x[part] for x in terms], table, steps, cond, uncond, guidance, phi)
-        with _on(rows.device):
+        with on(rows.device):
             for kernel, arguments, grid in launches:
                 kernel[grid](*arguments, num_warps=4, enable_fp_fusion=False)
 
@@ -49,11 +50,8 @@ def describe(
     phi: float,
 ) -> list[tuple[Any, tuple[Any, ...], tuple[int, ...]]]:  # fmt: skip
     """Kernel, arguments and grid of the launches of a well-formed call."""
-    _, sizes, strides = collapse(tuple(terms[0].shape), [x.stride() for x in terms], False, True)
-    numel = math.prod(sizes)
-    both = (strides[cond], strides[uncond])
-    if all(s[1:] == (1,) and (len(rows) == 1 or s[0] == numel) for s in both):
-        sizes, both = (), ()  # type: ignore[assignment]
+    _, numel, sizes, strides = layout(terms, False, True)
+    both = (strides[cond], strides[uncond]) if strides else ()
     blocks = -(-numel // (LANES * ROUNDS))
     moments = torch.empty(len(rows), blocks, 4, dtype=torch.float64, device=rows.device)
     index = tl.int32 if numel + LANES * ROUNDS < 2**31 else tl.int64

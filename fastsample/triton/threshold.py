@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..ops.threshold import check, limit, place
 from ..ops.update import compute_dtype
+from .launch import layout, on
 from .reduce_kernel import BINS, threshold_count_kernel, threshold_settle_kernel, threshold_small_kernel
-from .update import _on, collapse
 
 SMALL = 4096  # elements of a sample that one program keeps in registers
 AT_ONCE = 64  # samples whose counts are in memory together
@@ -38,7 +38,7 @@ def threshold_(
     if terms[0].numel() == 0:  # the quantile of nothing is the floor, which that of a zero is
         s = float(limit(torch.tensor(low, dtype=torch.float64), low, high))
         terms, low, high = [x.new_zeros((batch, 1)) for x in terms], s, s
-    with _on(rows.device):
+    with on(rows.device):
         if terms[0][0].numel() <= SMALL:
             kernel, arguments, grid, warps = small(rows, terms, table, step, ratio, low, high)
             kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=False)
@@ -61,20 +61,11 @@ def threshold_(
                     kernel[grid](*arguments, num_warps=_WARPS, enable_fp_fusion=False)
 
 
-def _layout(terms: Sequence[Tensor]) -> tuple[int, tuple[int, ...], tuple[Any, ...]]:
-    """Elements of a sample, and sizes and strides of its dimensions, both empty if all terms are dense."""
-    _, sizes, strides = collapse(tuple(terms[0].shape), [x.stride() for x in terms], False, True)
-    numel = math.prod(sizes)
-    if all(s[1:] == (1,) and (len(terms[0]) == 1 or s[0] == numel) for s in strides):
-        return numel, (), ()
-    return numel, sizes, tuple(strides)
-
-
 def small(
     rows: Tensor, terms: Sequence[Tensor], table: Tensor, step: Tensor, ratio: float, low: float, high: float
 ) -> tuple[Any, tuple[Any, ...], tuple[int, ...], int]:
     """Kernel, arguments, grid and warps for samples that one program takes."""
-    numel, sizes, strides = _layout(terms)
+    _, numel, sizes, strides = layout(terms, False, True)
     k, fraction = place(ratio, numel)
     block = max(32, triton.next_power_of_2(numel))
     wide = compute_dtype(terms) == torch.float64
@@ -88,7 +79,7 @@ def passes(
     ratio: float, low: float, high: float, level: int,
 ) -> list[tuple[Any, tuple[Any, ...], tuple[int, ...]]]:  # fmt: skip
     """Kernel, arguments and grid of the two launches that settle a digit."""
-    numel, sizes, strides = _layout(terms)
+    _, numel, sizes, strides = layout(terms, False, True)
     k, fraction = place(ratio, numel)
     wide, per_sample = compute_dtype(terms) == torch.float64, step.dim() == 1
     width = (63 if wide else 31) - 16 * level
