@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
+from fastsample import GaussianMixture, Network, cli, sample
 from fastsample.loop import drive
+from fastsample.path import Path
+from fastsample.procedures import kernel_moves, kernel_target
+from fastsample.solvers.express import Network as Predicts
 
-from .kernels import Recorded, begin, network_of, recorded_mixture
+from .kernels import Recorded, begin, network_of, ou, recorded_mixture
 
 TOL = 1e-12
-NARROW = 0.2  # narrowest mode of the recorded runs is a little wider
 ESTIMATORS = {"exact": "energy", "trap": "trapezoid", "simpson": "simpson"}
 
 
@@ -34,6 +40,7 @@ def test_recorded_mala(grid, estimator):
         recorded=case.noise,
         energy=energy,
         inner=case.inner,
+        init="prior",
         theta=1.0,
         width=width_of(case),
         estimator=ESTIMATORS[estimator],
@@ -66,7 +73,7 @@ def test_recorded_uld(grid, theta):
     case = Recorded(f"rtkuld_{grid}_n4_S4_th{theta}")
     d = case.data
     fn, _ = network_of(recorded_mixture(), case.path)
-    options = {"inner": case.inner, "theta": theta, "width": width_of(case)}
+    options = {"inner": case.inner, "init": "prior", "theta": theta, "width": width_of(case)}
     run = begin("rtk-uld", case.path, case.x, recorded=case.noise, **options)
     states, inner = [run.state.clone()], []
 
@@ -80,3 +87,347 @@ def test_recorded_uld(grid, theta):
     np.testing.assert_allclose(torch.stack(inner).reshape(d["inner_z"].shape), d["inner_z"], rtol=0, atol=TOL)
     np.testing.assert_allclose(run.stats()["friction"], d["gamma"], rtol=TOL)
     np.testing.assert_allclose(run.stats()["step_sizes"], d["tau"], rtol=TOL)
+
+
+SOLVERS = ("rtk-mala", "rtk-uld", "rtk-ula")
+TIMES = (2.0, 1.0, 0.4)
+
+
+def one_run(name, path=None, prediction="score", mixture=None, fn=None, batch=6, **options):
+    """The run from a fixed state of the exact network, ended; and what the network was asked."""
+    path, mixture = ou(TIMES) if path is None else path, mixture or recorded_mixture()
+    exact, energy = network_of(mixture, path, prediction)
+    x = torch.randn(batch, *mixture.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    run, asked = begin(name, path, x, prediction=prediction, energy=energy, **options), []
+
+    def network(x, t):
+        asked.append((x.clone(), float(t[0])))
+        return (fn or exact)(x, t)
+
+    drive(run, network)
+    return run, asked
+
+
+@pytest.mark.parametrize("law", kernel_target.STARTS)
+def test_starts(law):
+    """Mean and variance of the first chain: recorded noise in, state out."""
+    path, mixture = ou(TIMES), recorded_mixture()
+    exact, _ = network_of(mixture, path)
+    segment = kernel_target.segments(path, Predicts("score", levels=path.levels()), 0.1)[0]
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    xi = torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    run = begin("rtk-ula", path, x, recorded=lambda draw: xi, init=law, width=0.1, inner=1)
+    asks, told = run.asks(), []
+    point, t = next(asks)
+    score = exact(x, torch.tensor([TIMES[0]]))
+    if law in ("posterior", "gaussian_rtk"):
+        assert torch.equal(point, x)
+        assert float(t[0]) == TIMES[0]
+        point, t = asks.send(score)
+    assert float(t[0]) == TIMES[1]
+    told.append(point.clone())
+    r, v = np.exp(-1.0), -np.expm1(-2.0)
+    bound = 1.0 / (0.01 * np.exp(-2.0) - np.expm1(-2.0))
+    assert (segment.r, segment.v, segment.bound) == pytest.approx((r, v, bound), rel=1e-14)
+    mean, variance = {
+        "prior": (x / r, v / r**2),
+        "posterior": ((x + v * score) / r, v * -np.expm1(-2.0) / -np.expm1(-4.0)),
+        "gaussian_rtk": (x / r + v / r**2 * score, v / r**2),
+        "paper_mala": (r * x / (v * (2 * bound + r**2 / v)), 1.0 / (2 * bound + r**2 / v)),
+        "paper_uld": (0 * x, v / r**2),
+    }[law]
+    torch.testing.assert_close(told[0], mean + np.sqrt(variance) * xi, rtol=0, atol=TOL)
+
+
+def test_the_posterior_start_has_the_mean_of_the_kernel():
+    """Tweedie's mean against the exact mixture of the kernel, to rounding."""
+    from .kernels import ExactKernel
+
+    path, mixture = ou(TIMES), recorded_mixture()
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    start = kernel_target.segments(path, Predicts("score", levels=path.levels()), 0.0)[0].begin("posterior")
+    weights, means, _ = ExactKernel(mixture, path[0], path[1]).at(x.numpy())
+    mean = start["x"] * x + start["e"] * mixture.score(x, path[0].alpha, path[0].sigma)
+    np.testing.assert_allclose(mean, (weights[..., None] * means).sum(1), rtol=0, atol=TOL)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow", "edm"])
+def test_predictions(solver, prediction):
+    """Every kind of network gives the run of the score network."""
+    options = {"init": "gaussian_rtk", "width": 0.3}
+    path = ou(TIMES)
+    rates = np.stack([-path.sigma, path.alpha], axis=1) * 0 + [-1.0, 1.0]  # u = eps - x0
+    path = Path(path.alpha, path.sigma, path.t, rates)
+    if solver == "rtk-mala":
+        options |= {"estimator": "simpson"}
+    plain, _ = one_run(solver, path, **options)
+    other, _ = one_run(solver, path, prediction, **options)
+    torch.testing.assert_close(other.state, plain.state, rtol=0, atol=1e-11)
+
+
+CALLS = [  # per run of 2 segments with 3 moves each
+    ("rtk-mala", {"init": "prior", "estimator": "energy"}, 2 * 4),
+    ("rtk-mala", {"init": "prior", "estimator": "trapezoid"}, 2 * 4),
+    ("rtk-mala", {"init": "prior", "estimator": "taylor1"}, 2 * 4),
+    ("rtk-mala", {"init": "prior", "estimator": "simpson"}, 2 * 7),
+    ("rtk-mala", {"init": "prior", "estimator": "line(1)"}, 2 * 7),
+    ("rtk-mala", {"init": "prior", "estimator": "line(3)"}, 2 * 13),
+    ("rtk-mala", {"init": "posterior"}, 1 + 2 * 4),
+    ("rtk-mala", {"init": "gaussian_rtk", "network": {"denoise": True}}, 1 + 2 * 4),
+    ("rtk-uld", {"init": "paper_uld"}, 2 * 3),
+    ("rtk-ula", {"init": "posterior"}, 2 * 4),
+    ("rtk-uld", {"init": "paper_mala", "network": {"denoise": True}}, 2 * 3 + 1),
+]
+
+
+@pytest.mark.parametrize(("solver", "options", "calls"), CALLS, ids=lambda v: v if isinstance(v, str) else "")
+def test_calls(solver, options, calls):
+    """How many, and all of a segment at its cleaner level."""
+    run, asked = one_run(solver, inner=3, **options)
+    assert len(asked) == run.calls == run.told == run.stats()["nfe"] == calls
+    times = [t for _, t in asked]
+    extra = [TIMES[0]] if "rtk-mala" in solver and run.law in ("posterior", "gaussian_rtk") else []
+    assert times[: len(extra)] == extra
+    assert set(times) <= set(TIMES) if run.law in ("posterior", "gaussian_rtk") else {*TIMES[1:]}
+    assert times == sorted(times, reverse=True)
+    assert all(t == info.t for t, info in zip(times, map(run.info, range(calls)), strict=True))
+    assert run.ends_step(calls - 1)
+
+
+def test_the_points_between():
+    """simpson asks in the middle, line(3) at the nodes of Gauss and Legendre."""
+    for name, nodes in (("simpson", [0.5]), ("line(3)", [0.5 - 0.15**0.5, 0.5, 0.5 + 0.15**0.5])):
+        _, asked = one_run("rtk-mala", inner=1, init="prior", estimator=name)
+        points = [x for x, _ in asked[: 2 + len(nodes)]]
+        for point, node in zip(points[1:-1], nodes, strict=True):
+            torch.testing.assert_close(point, points[0] + node * (points[-1] - points[0]), rtol=0, atol=TOL)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_denoised_end_and_previews(solver):
+    path, mixture = ou(TIMES), recorded_mixture()
+    plain, _ = one_run(solver)
+    last, _ = one_run(solver, network={"denoise": True, "denoised": True})
+    expected = mixture.x0(plain.state, path[-1].alpha, path[-1].sigma)
+    torch.testing.assert_close(last.state, expected, rtol=0, atol=TOL)
+    assert last.info(0).denoised.isfinite().all()
+    if solver != "rtk-mala":  # the last call of MALA is at a proposal
+        torch.testing.assert_close(last.info(last.calls - 1).denoised, expected, rtol=0, atol=TOL)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_pure_noise_tells_nothing(solver):
+    """A segment from alpha = 0 is a plain chain on p_s: the same whatever the condition is."""
+    path = Path([0.0, 0.6, 0.9], [1.0, 0.4, 0.1], [1.0, 0.4, 0.1])
+    for law in kernel_target.STARTS:
+        run, asked = one_run(solver, path, init=law)
+        assert asked[0][1] == 0.4  # not asked at alpha = 0
+        segment = run.segments[0]
+        assert (segment.r, segment.v, segment.pull) == (0.0, 1.0, 0.0)
+        assert segment.begin(law) == {"xi0": pytest.approx(np.hypot(0.6, 0.4))}
+        assert kernel_target.mix((1.0, segment.force), (-1.0, segment.grad)) == pytest.approx(
+            {"e": 0.0, "z": 0.0, "x": 0.0}, abs=0
+        )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_scaled_and_narrow_inputs(solver):
+    """A network that is fed the scaled state, and one in bfloat16: the tensor it sees is written by the same pass."""
+    path = ou(TIMES).ve()
+    mixture = recorded_mixture()
+    plain, _ = one_run(solver, path, "eps")
+    at = {float(level.t): level for level in path.levels()}
+
+    def scaled(x, t):
+        level = at[float(t[0])]
+        return mixture.eps(x * np.hypot(1.0, level.sigma), 1.0, level.sigma)
+
+    fed, asked = one_run(solver, path, "eps", fn=scaled, network={"input_scaling": "vp"}, **_no_energy(solver))
+    plain, _ = one_run(solver, path, "eps", **_no_energy(solver))
+    torch.testing.assert_close(fed.state, plain.state, rtol=0, atol=1e-10)
+    assert asked[-1][0].data_ptr() != fed.state.data_ptr()
+
+    seen = []
+
+    def small(x, t):
+        seen.append(x.dtype)
+        return torch.tanh(x) * 0.5
+
+    out = {}
+    network = Network(small, "eps", time="sigma", dtype=torch.bfloat16)
+    x = sample(network, (64, 3), solver=solver, steps=3, inner=2, width=0.3, seed=0, stats=out)
+    assert set(seen) == {torch.bfloat16}
+    assert x.dtype == torch.float32
+    assert solver != "rtk-mala" or 0.2 < out["acceptance"] <= 1.0
+
+
+def _no_energy(solver):
+    return {"estimator": "trapezoid"} if solver == "rtk-mala" else {}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_guidance(solver):
+    """Branches that agree give the unguided run; the accept step warns that it corrects nothing."""
+    mixture, path = recorded_mixture(), ou(TIMES)
+    exact, _ = network_of(mixture, path)
+    plain, _ = one_run(solver, fn=exact, **_no_energy(solver))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        both, _ = one_run(
+            solver,
+            fn=lambda x, t: (exact(x, t), exact(x, t)),
+            network={"guidance": 3.0, "denoised": True},
+            **_no_energy(solver),
+        )
+    assert both.guided
+    torch.testing.assert_close(both.state, plain.state, rtol=0, atol=1e-11)
+    assert [w.category for w in seen] == ([UserWarning] if solver == "rtk-mala" else [])
+    shift = torch.tensor([0.3, 0.0, 0.0, 0.0], dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = {"network": {"guidance": 2.0}, **_no_energy(solver)}
+        mixed, _ = one_run(solver, fn=lambda x, t: (exact(x, t), exact(x, t) - shift), **options)
+        by_hand, _ = one_run(solver, fn=lambda x, t: exact(x, t) + shift, **_no_energy(solver))
+    torch.testing.assert_close(mixed.state, by_hand.state, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("options", [{}, {"init": "prior", "estimator": "line(2)"}, {"dtype": torch.float64}], ids=str)
+def test_any_split_of_the_batch(solver, options):
+    """Equal bits: noise and uniforms belong to the sample, and so does every decision."""
+    if solver != "rtk-mala":
+        options = {name: value for name, value in options.items() if name != "estimator"}
+    network = Network(lambda x, t: x - torch.tanh(3.0 * x), "eps")  # elementwise: its own bits do not depend on a batch
+    options = {"solver": solver, "segments": 3, "inner": 3, "width": 0.3, "seed": 11, **options}
+    whole = sample(network, (10, 5), **options)
+    parts = [sample(network, (len(ids), 5), sample_ids=ids, **options) for ids in ([0, 1, 2], list(range(3, 10)))]
+    assert torch.equal(whole, torch.cat(parts))
+    assert whole.std() > 0.1
+    assert not torch.equal(whole, sample(network, (10, 5), **{**options, "seed": 12}))
+
+
+def test_uniforms_do_not_shift_the_normals():
+    """MALA that accepts all is ULA with the same seed."""
+    network = Network(lambda x, t: x - torch.tanh(3.0 * x), "eps")
+    options = {"segments": 3, "inner": 1, "init": "prior", "width": 0.3, "seed": 4, "theta": 1e-9}
+    out = {}
+    chain = sample(network, (10, 5), solver="rtk-mala", stats=out, **options)
+    assert out["acceptance"] == 1.0
+    torch.testing.assert_close(chain, sample(network, (10, 5), solver="rtk-ula", **options), rtol=0, atol=1e-5)
+
+
+def test_adapted_steps():
+    """The first step is far too long; after some segments the acceptance is near the wish."""
+    model = GaussianMixture.ring(6, 4.0, 0.3)
+    network, out, fixed = model.network("eps"), {}, {}
+    options = {"solver": "rtk-mala", "segments": 12, "inner": 4, "init": "prior", "theta": 6.0, "seed": 0}
+    sample(network, (500, 2), adapt=0.6, stats=out, **options)
+    sample(network, (500, 2), stats=fixed, **options)
+    assert np.abs(np.array(out["acceptance_per_segment"][-4:]) - 0.6).max() < 0.12
+    assert max(fixed["acceptance_per_segment"][-4:]) < 0.3
+    assert out["theta"][0] == 6.0
+    assert out["theta"][-1] < 4.0
+    assert json.loads(json.dumps(out)) == out
+
+
+def test_radii():
+    plain, _ = one_run("rtk-mala")
+    none, _ = one_run("rtk-mala", radii=(None, None))
+    assert torch.equal(plain.state, none.state)
+    close, _ = one_run("rtk-mala", radii=(1e-6, None))
+    inside, _ = one_run("rtk-mala", radii=(None, 0.5))
+    assert close.stats()["acceptance"] == inside.stats()["acceptance"] == 0.0
+    assert plain.stats()["acceptance"] > 0.3
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_through_the_loop(solver):
+    model = GaussianMixture.ring()
+    infos, out = [], {}
+    options = {"solver": solver, "segments": 4, "inner": 2, "seed": 1}
+    whole = sample(model, (8, 2), callback=infos.append, stats=out, return_trajectory=True, denoised=True, **options)
+    assert torch.equal(whole.x, sample(model, (8, 2), **options))
+    assert whole.states.shape == (5, 8, 2)
+    assert torch.equal(whole.states[-1], whole.x)
+    assert out["nfe"] == len(infos) == infos[0].calls
+    assert [info.step for info in infos] == sorted(info.step for info in infos)
+    assert out["segments"] == 4
+    data = torch.zeros(8, 2)
+    assert sample(model, data, start=2, **options).isfinite().all()
+    assert sample(Network(lambda x, t: x), (0, 2), **options).shape == (0, 2)
+    assert sample(model, (3, 2), solver=solver, stats=out).shape == (3, 2)
+    assert out["segments"] == 5
+    with pytest.raises(ValueError, match="segments: got steps too"):
+        sample(model, (3, 2), steps=4, **options)
+
+
+def test_command_line(tmp_path, capsys):
+    arguments = "sample --model mixture --solver rtk-mala --segments 5 --inner 4 -n 300 --no-progress --out"
+    assert cli.main([*arguments.split(), str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["nfe"] == 26
+    assert report["runs"][0]["estimator"] == "energy"
+    assert 0.5 < report["acceptance"] < 1.0
+    assert report["distance"]["sliced_w2"] < 0.25
+    said = capsys.readouterr().out
+    assert "acceptance" in said
+    assert "distance to the exact law" in said
+
+
+BAD = [
+    ("rtk-mala", {"inner": 0}, "inner: got 0"),
+    ("rtk-uld", {"inner": 1.5}, "inner: got 1.5"),
+    ("rtk-mala", {"theta": 0.0}, "theta: got 0.0"),
+    ("rtk-ula", {"theta": float("nan")}, "theta: got nan"),
+    ("rtk-uld", {"friction": -1.0}, "friction: got -1.0"),
+    ("rtk-ula", {"friction": 2.0}, "option: 'rtk-ula' has no option 'friction'"),
+    ("rtk-mala", {"init": "gauss"}, "init: got 'gauss'"),
+    ("rtk-mala", {"estimator": "line(4)"}, r"estimator: got 'line\(4\)'"),
+    ("rtk-mala", {"estimator": "energy"}, "estimator: got 'energy', but the model offers none"),
+    ("rtk-mala", {"adapt": 1.5}, "adapt: got 1.5"),
+    ("rtk-mala", {"radii": (0.0, 1.0)}, r"radii: got \(0.0, 1.0\)"),
+    ("rtk-mala", {"radii": 3.0}, "radii: got 3.0"),
+    ("rtk-mala", {"uniforms": torch.zeros(2, 2)}, r"uniforms: got shape \(2, 2\)"),
+    ("rtk-mala", {"noise": lambda draw: torch.zeros(2, 2)}, "uniforms: got none though the noise is given"),
+    ("rtk-mala", {"width": -1.0}, "width: got -1.0"),
+    ("rtk-mala", {"grad": True}, "grad: no gradient"),
+    ("rtk-uld", {"clip": 1.0}, "clip: got 1.0"),
+    ("rtk-uld", {"threshold": 0.995}, "threshold: got 0.995"),
+    ("rtk-uld", {"path": Path([0.1, 1.0], [0.9, 0.0])}, "path: ends at sigma = 0, where a network of eps"),
+    ("rtk-uld", {"path": Path([1.0, 0.1], [0.1, 0.9], reverse=True)}, "path: .* runs from noise to data"),
+    ("rtk-uld", {"path": Path([0.5, 0.5], [0.5, 0.5])}, "path: all its levels are the same"),
+]
+
+
+@pytest.mark.parametrize(("solver", "options", "message"), BAD, ids=lambda v: v if isinstance(v, str) else "")
+def test_bad_input(solver, options, message):
+    with pytest.raises(ValueError, match=message):
+        sample(Network(lambda x, t: x, "eps"), (2, 2), solver=solver, **options)
+
+
+def test_what_else_is_refused():
+    with pytest.raises(TypeError, match="dtype: got torch.bfloat16"):
+        sample(GaussianMixture.ring(), (2, 2), solver="rtk-mala", dtype=torch.bfloat16)
+    path = Path([0.1, 1.0], [0.9, 0.0])
+    with pytest.raises(ValueError, match="width: got 0 for a path to sigma = 0"):
+        sample(Network(lambda x, t: -x, "score"), (2, 2), solver="rtk-mala", path=path)
+    same = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match="model: returned the same memory from two calls"):
+        sample(
+            Network(lambda x, t: same, "score"), (2, 2), solver="rtk-mala", path=path, width=1.0, estimator="simpson"
+        )
+    with pytest.raises(ValueError, match=r"energy: returned shape \(2, 2\)"):
+        bad = Network(lambda x, t: -x, "score", energy=lambda x, t: x)
+        sample(bad, (2, 2), solver="rtk-mala", path=path, width=1.0)
+    with pytest.raises(ValueError, match="estimator: got 'energy', but guidance mixes"):
+        one_run("rtk-mala", network={"guidance": 2.0}, estimator="energy")
+    with pytest.raises(TypeError, match="energy: got int"):
+        Network(lambda x, t: x, energy=3)
+    with pytest.raises(ValueError, match="width: got -1"):
+        Network(lambda x, t: x, width=-1)
+
+
+def test_moves_are_refused_by_name():
+    with pytest.raises(ValueError, match="estimator: got 'line'"):
+        kernel_moves.estimator("line")

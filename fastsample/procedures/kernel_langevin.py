@@ -24,7 +24,7 @@ class Langevin(KernelRun):
     """
 
     def __init__(
-        self, setting: Setting, *, inner: int, start: str, width: float | None, theta: float, friction: float | None
+        self, setting: Setting, *, inner: int, init: str, width: float | None, theta: float, friction: float | None
     ) -> None:
         self._theta = _positive("theta", theta)
         self._friction = None if friction is None else _positive("friction", friction)
@@ -32,7 +32,7 @@ class Langevin(KernelRun):
         super().__init__(
             setting,
             inner=whole("inner", inner),
-            start=start,
+            init=init,
             width=width,
             calls=inner,
             again=True,

@@ -43,7 +43,7 @@ class Mala(KernelRun):
         setting: Setting,
         *,
         inner: int,
-        start: str,
+        init: str,
         width: float | None,
         theta: float | None,
         estimator: str,
@@ -56,18 +56,18 @@ class Mala(KernelRun):
                 f"dtype: got {setting.x.dtype}, the accept step needs a state in float32 or float64; the network may "
                 "have any dtype"
             )
+        self._how, self._named = _estimator(estimator, setting)
         if setting.network["guidance"] is not None:
             warnings.warn(
                 "guidance: a guided output is the gradient of no density; the accept step of rtk-mala then corrects "
                 "nothing that can be named",
                 stacklevel=2,
             )
-        self._how, self._named = _estimator(estimator, setting)
         nodes = len(self._how.nodes)
         super().__init__(
             setting,
             inner=whole("inner", inner),
-            start=start,
+            init=init,
             width=width,
             calls=1 + inner * (1 + nodes),
             again=False,

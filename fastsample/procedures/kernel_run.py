@@ -65,7 +65,7 @@ class KernelRun:
     Args:
         setting: what the run is made of.
         inner: moves of a chain, S.
-        start: law of the start of a chain, see ``Segment.begin``.
+        init: law of the start of a chain, see ``Segment.begin``.
         width: the data are nowhere narrower than this standard deviation (None: what the model says, else 0).
         calls: of a segment, but for those at its noisier level.
         again: whether a start that needs the score at the noisier level asks for it in every segment, not in the first
@@ -83,7 +83,7 @@ class KernelRun:
         setting: Setting,
         *,
         inner: int,
-        start: str,
+        init: str,
         width: float | None,
         calls: int,
         again: bool,
@@ -91,7 +91,7 @@ class KernelRun:
         draws: int,
         wide: bool = False,
     ) -> None:
-        check_choice("start", start, LAWS)
+        check_choice("init", init, LAWS)
         shared, path = setting.network, setting.path
         if setting.grad:
             raise ValueError("grad: no gradient passes through the chains of reverse kernels; allowed is False")
@@ -106,12 +106,12 @@ class KernelRun:
         self.net = Network(shared["prediction"], scaling, sigma_data, path.rates, path.levels())
         narrow = setting.width if width is None else width
         self.segments = segments(path, self.net, 0.0 if narrow is None else narrow)
-        self.inner, self.law, self._setting = inner, start, setting
+        self.inner, self.law, self._setting = inner, init, setting
         self.denoise = bool(shared["denoise"]) and path[-1].sigma > 0.0
 
         at: list[tuple[int, Level]] = []  # step of the path and level of every call
         for k, segment in enumerate(self.segments):
-            if segment.needs_score(start) and (again or k == 0):
+            if segment.needs_score(init) and (again or k == 0):
                 at.append((segment.index, segment.start))
             at += [(segment.index, segment.end)] * calls
         if self.denoise and finish:
@@ -150,7 +150,7 @@ class KernelRun:
 
     def stats(self) -> Mapping[str, Any]:
         """What the run says of itself; reads the device."""
-        return {"segments": len(self.segments), "inner": self.inner, "start": self.law, "nfe": self.told}
+        return {"segments": len(self.segments), "inner": self.inner, "init": self.law, "nfe": self.told}
 
     def kappa(self, at: Level) -> float:
         """Factor of the network's input."""

@@ -26,7 +26,7 @@ Combo = dict[str, float]
 """Weights by source: ``"z"``, ``"x"``, ``"e"``, ``"u"`` (velocity), ``"e1"``, ... (outputs between z and z'), ``"xi0"``
 and ``"xi1"`` (noises)."""
 
-STARTS = ("prior", "gaussian_rtk", "paper_mala", "paper_uld")
+STARTS = ("prior", "posterior", "gaussian_rtk", "paper_mala", "paper_uld")
 
 
 def mix(*parts: tuple[float, Mapping[str, float]]) -> Combo:
@@ -72,13 +72,15 @@ class Segment:
         return mix((1.0, self.grad), (1.0, {"z": self.pull, "x": -self.r / self.v}))
 
     def begin(self, law: str) -> Combo:
-        """The start of the chain, of x, e (the output at x and the noisier level, ``gaussian_rtk`` only) and xi0.
+        """The start of the chain: of x, xi0 and, for ``posterior`` and ``gaussian_rtk``, e, the output at x and t.
 
-        ``prior``: the Gaussian factor alone.  ``gaussian_rtk``: that factor with the score frozen at x, the step of
-        DDPM in the paper.  ``paper_mala``: density ``exp(-L |z|^2 - |x - r z|^2 / (2 v))``.  ``paper_uld``: mean 0 and
-        the variance of the factor.  A condition that says nothing (r = 0) leaves ``N(0, alpha_s^2 + sigma_s^2)``.
+        ``prior``: the Gaussian factor alone.  ``posterior``: a step of DDPM, with the mean of the kernel, which is
+        ``(x + v score(x, t)) / r`` (Tweedie), and the variance that it has for a single data point.  ``gaussian_rtk``:
+        the kernel with log p_s replaced by its line at x, of slope score(x, t); the DDPM of the paper.  ``paper_mala``:
+        density ``exp(-L |z|^2 - |x - r z|^2 / (2 v))``.  ``paper_uld``: mean 0 and the variance of the factor.  A
+        condition that says nothing (r = 0) leaves ``N(0, alpha_s^2 + sigma_s^2)``.
         """
-        check_choice("start", law, STARTS)
+        check_choice("init", law, STARTS)
         r, v = self.r, self.v
         if r == 0.0:
             return {"xi0": math.hypot(self.end.alpha, self.end.sigma)}
@@ -89,14 +91,16 @@ class Segment:
         if law == "paper_uld":
             return {"xi0": spread}
         centre = {"x": 1.0 / r}
-        if law == "gaussian_rtk":
-            assert self.before is not None
-            centre = mix((1.0, centre), (-spread * spread, self.before))
-        return {**centre, "xi0": spread}
+        if law == "prior":
+            return {**centre, "xi0": spread}
+        assert self.before is not None
+        if law == "posterior":
+            return {**mix((1.0, centre), (-v / r, self.before)), "xi0": math.sqrt(v) * self.end.sigma / self.start.sigma}
+        return {**mix((1.0, centre), (-spread * spread, self.before)), "xi0": spread}
 
     def needs_score(self, law: str) -> bool:
         """Whether the start is made of an output at the noisier level."""
-        return law == "gaussian_rtk" and self.r > 0.0
+        return law in ("posterior", "gaussian_rtk") and self.r > 0.0
 
 
 def segments(path: Path, network: Network, width: float) -> list[Segment]:

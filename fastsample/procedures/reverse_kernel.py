@@ -13,7 +13,7 @@ from fastsample.procedures.kernel_mala import Mala
 from fastsample.procedures.registry import Procedure, Setting, add
 
 _PAPER = "Huang, Zou, Dong, Zhang, Ma, Zhang 2024, arXiv 2405.16387"
-_CHAIN: dict[str, Any] = {"inner": 4, "start": "prior", "width": None}
+_CHAIN: dict[str, Any] = {"inner": 4, "init": "posterior", "width": None}
 _SHARED: dict[str, Any] = {
     "order": 0,
     "stochastic": True,
@@ -62,7 +62,7 @@ add(
         uld,
         "reverse transition kernels by underdamped Langevin dynamics",
         f"{_PAPER}, algorithm 3",
-        nfe="inner",
+        nfe="inner + 1",
         options={**_CHAIN, "theta": 1.0, "friction": 2.0},
         **_SHARED,
     )
@@ -73,7 +73,7 @@ add(
         ula,
         "reverse transition kernels by unadjusted Langevin chains",
         f"{_PAPER}, algorithm 2 without the accept step",
-        nfe="inner",
+        nfe="inner + 1",
         options={**_CHAIN, "theta": 1.0},
         **_SHARED,
     )
