@@ -412,14 +412,12 @@ def test_what_else_is_refused():
     path = Path([0.1, 1.0], [0.9, 0.0])
     with pytest.raises(ValueError, match="width: got 0 for a path to sigma = 0"):
         sample(Network(lambda x, t: -x, "score"), (2, 2), solver="rtk-mala", path=path)
-    same = torch.zeros(2, 2)
+    options, same = {"solver": "rtk-mala", "path": path, "width": 1.0}, torch.zeros(2, 2)
     with pytest.raises(ValueError, match="model: returned the same memory from two calls"):
-        sample(
-            Network(lambda x, t: same, "score"), (2, 2), solver="rtk-mala", path=path, width=1.0, estimator="simpson"
-        )
+        sample(Network(lambda x, t: same, "score"), (2, 2), estimator="simpson", **options)
+    bad = Network(lambda x, t: -x, "score", energy=lambda x, t: x)
     with pytest.raises(ValueError, match=r"energy: returned shape \(2, 2\)"):
-        bad = Network(lambda x, t: -x, "score", energy=lambda x, t: x)
-        sample(bad, (2, 2), solver="rtk-mala", path=path, width=1.0)
+        sample(bad, (2, 2), **options)
     with pytest.raises(ValueError, match="estimator: got 'energy', but guidance mixes"):
         one_run("rtk-mala", network={"guidance": 2.0}, estimator="energy")
     with pytest.raises(TypeError, match="energy: got int"):

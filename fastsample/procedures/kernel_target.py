@@ -95,7 +95,8 @@ class Segment:
             return {**centre, "xi0": spread}
         assert self.before is not None
         if law == "posterior":
-            return {**mix((1.0, centre), (-v / r, self.before)), "xi0": math.sqrt(v) * self.end.sigma / self.start.sigma}
+            known = self.end.sigma / self.start.sigma
+            return {**mix((1.0, centre), (-v / r, self.before)), "xi0": math.sqrt(v) * known}
         return {**mix((1.0, centre), (-spread * spread, self.before)), "xi0": spread}
 
     def needs_score(self, law: str) -> bool:

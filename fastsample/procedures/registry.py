@@ -26,8 +26,8 @@ class Setting:
 
     ``path``, ``schedule``: the levels, and what lies between them (None: see ``stages.Between``).  ``network``: the
     arguments of ``make_plan`` that describe the network and what is done with its outputs (``prediction``,
-    ``guidance``, ``clip``, ...).  ``energy``, ``width``: what the `Network` says of itself; ``costs``: of the levels, if
-    it is a `Ladder`.  The rest: see ``PlanRun``.
+    ``guidance``, ``clip``, ...).  ``energy``, ``width``: what the `Network` says of itself; ``costs``: of the levels of
+    a `Ladder`.  The rest: see ``PlanRun``.
     """
 
     path: Path
