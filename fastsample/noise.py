@@ -126,6 +126,17 @@ def choice_uniform(key: Tensor, draw: Tensor | int = 0) -> Tensor:
     return r[..., 0] * 2.0**-32 + (r[..., 1] * 2.0**-64 + 2.0**-65)
 
 
+def fine_uniform(key: Tensor, first: int, count: int) -> Tensor:
+    """Float64 uniforms ``(B, count)`` in [0, 1) from keys ``(B, 2)``: numbers ``first ..`` of a stream, 53 bits each.
+
+    For streams of their own, whose keys were folded: choices that are made on the host before a run.
+    """
+    _check_key(key)
+    base = key.contiguous().view(torch.int64)
+    r = words(base[:, :1], base[:, 1:] + torch.arange(first, first + count, device=key.device))
+    return ((r[..., 0] << 21) | (r[..., 1] >> 11)).to(torch.float64) * 2.0**-53
+
+
 def reference_normals(
     key: Tensor, shape: Sequence[int], draw: Tensor | int, wide: bool, node: Tensor | None = None
 ) -> Tensor:

@@ -15,51 +15,15 @@ algorithms 2 and 3; df as a line integral of scores: Sjoeberg et al. 2023, arXiv
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
 
 from fastsample import row
 from fastsample.langevin import ou
+from fastsample.langevin.estimators import ESTIMATORS as ESTIMATORS
+from fastsample.langevin.estimators import Estimator as Estimator
+from fastsample.langevin.estimators import estimator as estimator
 from fastsample.path import Array
 from fastsample.procedures.kernel_target import Combo, Segment, mix
-
-ESTIMATORS = ("energy", "trapezoid", "simpson", "taylor1", "line(1)", "line(2)", "line(3)")
-MOST_NODES = 3  # outputs between z and z' that a row of metropolis_ has terms for
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """``df = d . (ends[0] grad f(z) + ends[1] grad f(z') + sum_k weights[k] grad f(z + nodes[k] d))``."""
-
-    ends: tuple[float, float] = (0.0, 0.0)
-    nodes: tuple[float, ...] = ()
-    weights: tuple[float, ...] = ()
-    energy: bool = False
-
-
-def estimator(name: str) -> Estimator:
-    """The estimator of a name; raises ``ValueError`` for one that is none.
-
-    ``trapezoid`` costs no call but hardly corrects anything; ``simpson`` and ``line(n)`` (Gauss-Legendre) cost 1 and n
-    calls per proposal; ``taylor1`` is not antisymmetric in z and z', so its chain is reversible for no law at all: it
-    is there to compare.
-    """
-    if name == "energy":
-        return Estimator(energy=True)
-    if name == "trapezoid":
-        return Estimator((0.5, 0.5))
-    if name == "taylor1":
-        return Estimator((1.0, 0.0))
-    if name == "simpson":
-        return Estimator((1.0 / 6.0, 1.0 / 6.0), (0.5,), (2.0 / 3.0,))
-    found = re.fullmatch(r"line\((\d+)\)", name) if isinstance(name, str) else None
-    if found is None or not 1 <= int(found[1]) <= MOST_NODES:
-        raise ValueError(f"estimator: got {name!r}, allowed are auto, {', '.join(ESTIMATORS)}")
-    x, w = np.polynomial.legendre.leggauss(int(found[1]))
-    return Estimator(nodes=tuple((0.5 * (x + 1.0)).tolist()), weights=tuple((0.5 * w).tolist()))
 
 
 def proposal(segment: Segment, tau: float) -> Combo:

@@ -1,0 +1,277 @@
+"""``langevin.sample()``: a target and a starting point in, draws and a report out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import noise as keyed
+from ..loop import check_finite
+from .adaptation import DualAveraging
+from .chain import Drive, RowRun
+from .estimators import estimator
+from .kernels import Facts, complete, find
+from .mala import MalaRun, settle_radii
+from .moves import Feed, Kernel
+from .overdamped import Lmc, Plmc, Rlmc
+from .random_times import midpoint_offsets, uniform_times
+from .report import Report, Watch
+from .steps import Steps, step_sizes
+from .targets import Target, as_target
+from .underdamped import Uld, UnderdampedPlmc, UnderdampedRlmc
+
+Seed = int | Sequence[int] | torch.Generator
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Result:
+    """``x``: the chains at the end ``(B, ...)``.  ``trace``: kept states ``(n, B, ...)``, ``velocity``: or None."""
+
+    x: Tensor
+    report: Report
+    trace: Tensor | None = None
+    velocity: Tensor | None = None
+
+
+def sample(
+    target: Any,
+    x: Tensor,
+    *,
+    kernel: str = "mala",
+    steps: int,
+    step_size: float | Callable[[int], float],
+    warmup: int = 0,
+    thin: int = 1,
+    seed: Seed | None = None,
+    sample_ids: Sequence[int] | Tensor | None = None,
+    noise: Mapping[int, Tensor] | Callable[[int], Tensor] | None = None,
+    target_acceptance: float | None = None,
+    adapt_each: bool = False,
+    trace: bool = False,
+    monitor: Any = "auto",
+    callback: Callable[[int, Tensor], Any] | None = None,
+    check: bool = True,
+    **options: Any,
+) -> Result:
+    """Run Langevin chains on a fixed target.
+
+    Args:
+        target: `Score`, `Energy` or `AtLevel`.
+        x: where the chains start, ``(B, ...)`` float32, float64, bfloat16 or float16 ("mala": the first two); not
+            written.
+        kernel: a name of ``langevin.KERNELS``; docs/langevin.md compares them.
+        steps, warmup: iterations after and during the warm-up, whose draws are not kept.  An iteration of "plmc" is a
+            window of fine steps.
+        step_size: of an iteration, in units of x squared over that of the potential (of x for underdamped kernels); or
+            a function of its number (the first of the warm-up is 0), for steps that shrink (arXiv 2511.13085).
+        thin: keep every ``thin``-th state for ``trace`` and for the report.
+        seed: a whole number, one per chain, or a ``torch.Generator`` that is asked once, with a look at the device.
+            None: torch's default one.
+        sample_ids: global indices ``(B,)`` of the chains, by default 0 to B - 1: a chain depends on the seed and its
+            index alone, so that batches may be cut anywhere (not so while one step is adapted to all chains).
+        noise: tensors like x by the number of the draw, or a function that gives them, in place of keyed normals;
+            iteration i has the draws from ``1 + i * draws`` on, in the order of the formulas; draw 0 is the velocity.
+        target_acceptance: of "mala": adapt the step in the warm-up to this rate; each of its iterations then waits for
+            the device.  0.574 is best on many like coordinates (Roberts and Rosenthal 1998).
+        adapt_each: a step for each chain rather than one for all.
+        trace: return the kept states.
+        monitor: what R-hat and the effective sample size are computed of: ``"auto"`` (all elements of small states;
+            mean, mean square and 8 elements of others), None, or a function of x that returns ``(B,)`` or ``(B, m)``.
+        callback: called after each iteration of the sampling phase with its number and the live state.
+        check: raise ``FloatingPointError`` if the end is not finite; reads the device once, at the end.
+        options: of the kernel.
+            "mala": ``estimator``: ``"energy"``, ``"simpson"``, ``"trapezoid"``, ``"taylor1"``, ``"line(n)"``;
+            ``"auto"`` is the energy if the target has one, else ``"simpson"``, which costs a second call per step.
+            ``radii``: None or the largest ``|z' - z|`` and ``|z'|`` accepted.  ``uniforms``: ``(warmup + steps, B)``
+            float64 for the choices, needed with ``noise``.
+            Underdamped kernels: ``friction`` (required); ``velocity``: to start from, by default N(0, I).
+            "rlmc": ``theta``: the random times, one per iteration, in place of drawn ones; ``shared``: the same for all
+            chains.  "plmc": ``window``: fine steps of an iteration; ``midpoints``: ``"bernoulli"`` (as published),
+            ``"one"``, a number, or a list of offsets per window; ``shared``.
+
+    Raises:
+        TypeError, ValueError: an argument that is not allowed, by name, before anything is computed.
+        FloatingPointError: a chain ended at NaN or infinity: mostly a step that is too large.
+
+    Papers: see ``langevin.KERNELS``; the report is that of Vehtari et al. 2021, arXiv 1903.08008.
+    """
+    facts = find(kernel)
+    given = complete(facts, options)
+    found, sizes = as_target(target), step_sizes(step_size)
+    _check_state(x, facts)
+    for name, value, least in (("steps", steps, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: got {value!r}, allowed are whole numbers >= {least}")
+    if target_acceptance is None and adapt_each:
+        raise ValueError("adapt_each: got True without target_acceptance")
+    if target_acceptance is not None and (facts.name != "mala" or callable(step_size)):
+        raise ValueError("target_acceptance: only 'mala' with a number as step_size has an acceptance to adapt to")
+    if target_acceptance is not None and warmup == 0:
+        raise ValueError("warmup: got 0, but steps are adapted in the warm-up only")
+
+    with torch.inference_mode(False), torch.no_grad():
+        start = x.detach().clone(memory_format=torch.contiguous_format)
+        draw = _Randomness(seed, sample_ids, noise, start)
+        adapt = None
+        if target_acceptance is not None:
+            adapt = DualAveraging(sizes(0), target_acceptance, len(start) if adapt_each else None)
+        run: MalaRun | RowRun
+        if facts.name == "mala":
+            run = _mala(found, start, draw, adapt or sizes, warmup + steps, given)
+        else:
+            run = _rows(facts, found, start, draw, sizes, given)
+        _run_warmup(run, warmup, adapt)
+        calls = run.call.calls
+        watch, kept = Watch(monitor, start, steps // thin), None
+        if trace:
+            kept = start.new_empty((steps // thin, *start.shape))
+        for number in run.advance(warmup, steps):
+            done = number - warmup + 1
+            if done % thin == 0:
+                watch(run.state)
+                if kept is not None:
+                    kept[done // thin - 1].copy_(run.state)
+            if callback is not None:
+                callback(done - 1, run.state)
+        if check:
+            check_finite(run.state)
+        rhat, ess = watch.finish()
+        report = Report(
+            kernel=facts.name,
+            steps=steps,
+            warmup=warmup,
+            step_size=(adapt or sizes)(warmup + steps - 1),
+            calls=run.call.calls,
+            calls_warmup=calls,
+            acceptance=(run.chain[:, 4] / steps).cpu().numpy() if isinstance(run, MalaRun) else None,
+            watched=watch.names,
+            draws=steps // thin,
+            rhat=rhat,
+            ess=ess,
+        )
+        return Result(run.state, report, kept, run.slots.get("v") if isinstance(run, RowRun) else None)
+
+
+class _Randomness:
+    """Keys of the normals on the device, and of host choices on the host."""
+
+    def __init__(self, seed: Seed | None, ids: Any, noise: Any, x: Tensor) -> None:
+        count: Any = len(x) if ids is None else ids
+        if ids is not None and len(ids) != len(x):
+            raise ValueError(f"sample_ids: got {len(ids)}, need {len(x)}, one per chain")
+        seed = torch.default_generator if seed is None else seed
+        if isinstance(seed, torch.Generator):
+            seed = int(torch.randint(2**63 - 1, (), generator=seed, device=seed.device))
+        self._host, self._seed = keyed.keys(seed, count, "cpu"), seed
+        self.drive = Drive(self._host.to(x.device), None)
+        if noise is not None:
+            self.drive = Drive(None, noise if callable(noise) else _lookup(noise, x))
+
+    def stream(self, shared: bool) -> Tensor:
+        """Key ``(1, 2)`` that all chains share, or ``(B, 2)``, one each."""
+        if not shared:
+            return self._host
+        if not isinstance(self._seed, (int, np.integer)):
+            raise ValueError("shared: got a seed per chain, which leaves none for what chains share")
+        return torch.tensor([[_signed(int(self._seed)), 0]], dtype=torch.int64).view(torch.uint64)
+
+    def velocity(self, given: Any, x: Tensor) -> Tensor:
+        if given is None:
+            noise = self.drive.noise
+            return keyed.normal_like(x, self._host.to(x.device)) if noise is None else noise(0).to(x).clone()
+        if not isinstance(given, Tensor) or given.shape != x.shape or not given.is_floating_point():
+            raise ValueError(f"velocity: need a floating tensor of the shape of x, {tuple(x.shape)}")
+        return given.detach().to(x).clone(memory_format=torch.contiguous_format)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _lookup(noise: Mapping[int, Tensor], x: Tensor) -> Callable[[int], Tensor]:
+    def get(draw: int) -> Tensor:
+        xi = noise.get(draw)
+        if xi is None:
+            raise ValueError(f"noise: got none for draw {draw}")
+        if xi.shape != x.shape or xi.device != x.device or not xi.is_floating_point():
+            raise ValueError(f"noise: draw {draw} has shape {tuple(xi.shape)} on {xi.device}, need that of x")
+        return xi
+
+    return get
+
+
+def _mala(
+    target: Target, x: Tensor, draw: _Randomness, taus: Any, iterations: int, given: Mapping[str, Any]
+) -> MalaRun:
+    name, uniforms = given["estimator"], given["uniforms"]
+    how = estimator(("energy" if target.has_energy else "simpson") if name == "auto" else name)
+    if how.energy and not target.has_energy:
+        raise ValueError("estimator: got 'energy', but the target has none; take 'simpson', 'line(n)' or 'trapezoid'")
+    if uniforms is None and draw.drive.noise is not None:
+        raise ValueError("uniforms: got none though the noise is given; they belong together")
+    if uniforms is not None:
+        uniforms = torch.as_tensor(uniforms, dtype=torch.float64, device=x.device).contiguous()
+        if tuple(uniforms.shape) != (iterations, len(x)):
+            raise ValueError(f"uniforms: got shape {tuple(uniforms.shape)}, need ({iterations}, {len(x)})")
+    apart = target.kappa != 1.0 or (not how.energy and target.input_dtype not in (None, x.dtype))
+    radii = settle_radii(given["radii"])
+    return MalaRun(target, x, draw.drive, taus=taus, how=how, radii=radii, apart=apart, uniforms=uniforms)
+
+
+def _rows(facts: Facts, target: Target, x: Tensor, draw: _Randomness, sizes: Steps, given: Mapping[str, Any]) -> RowRun:
+    apart = target.kappa != 1.0 or target.input_dtype not in (None, x.dtype)
+    feed, friction = Feed(target, apart), _friction(given) if facts.velocity else 0.0
+    kernel: Kernel
+    if facts.name.startswith("plmc"):
+        found = midpoint_offsets(draw.stream(bool(given["shared"])), given["window"], given["midpoints"])
+        size = given["window"]
+        if facts.velocity:
+            kernel = UnderdampedPlmc(target, feed, sizes, friction, size, found)
+        else:
+            kernel = Plmc(target, feed, sizes, size, found)
+    elif facts.name.startswith("rlmc"):
+        thetas = uniform_times(draw.stream(bool(given["shared"])), given["theta"])
+        if facts.velocity:
+            kernel = UnderdampedRlmc(target, feed, sizes, friction, thetas)
+        else:
+            kernel = Rlmc(target, feed, sizes, thetas)
+    else:
+        kernel = Uld(target, feed, sizes, friction) if facts.velocity else Lmc(target, feed, sizes)
+    velocity = draw.velocity(given["velocity"], x) if facts.velocity else None
+    return RowRun(kernel, target, x, draw.drive, apart=apart, velocity=velocity)
+
+
+def _run_warmup(run: MalaRun | RowRun, warmup: int, adapt: DualAveraging | None) -> None:
+    if isinstance(run, RowRun):
+        for _ in run.advance(0, warmup):
+            pass
+        return
+    for _ in run.advance(0, warmup, each=adapt is not None):
+        if adapt is not None:
+            adapt.observe(run.chain[:, 2])
+    if adapt is not None:
+        adapt.settle()
+    run.chain[:, 4].zero_()
+
+
+def _friction(given: Mapping[str, Any]) -> float:
+    friction = given["friction"]
+    if isinstance(friction, bool) or not isinstance(friction, (int, float)) or not 0.0 < friction < math.inf:
+        raise ValueError(f"friction: got {friction!r}, allowed are finite numbers > 0; twice the root of the curvature")
+    return float(friction)
+
+
+def _check_state(x: Any, facts: Facts) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in _FLOATS:
+        raise TypeError(f"x: got {getattr(x, 'dtype', type(x).__name__)}, need a floating tensor (B, ...)")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, need (B, ...) with at least two dimensions and one element")
+    if facts.name == "mala" and x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x: got {x.dtype}, the accept step needs float32 or float64 (the network may have any dtype)")
