@@ -14,14 +14,15 @@ import numpy.typing as npt
 from torch import Tensor
 
 from .. import noise
-from ..solvers.poisson_windows import check_midpoints, pick_midpoints, uniforms_of
+from ..solvers.poisson_windows import check_midpoints, pick_midpoints, rising, uniforms_of
 
 STREAM = 0x4C4D43  # of the keys that random times are drawn from
 _BLOCK = 1 << 14  # uniforms drawn at once
 
 Array = npt.NDArray[np.float64]
 Thetas = Callable[[int], Any]  # iteration -> a number, or (B,)
-Midpoints = Callable[[int], list[npt.NDArray[np.int64]]]  # window -> offsets, rising, one list or one per chain
+Offsets = npt.NDArray[np.int64]  # (1 or B, n), rising, filled up with the size of the window
+Midpoints = Callable[[int], Offsets]
 
 
 def uniform_times(key: Tensor, given: Sequence[float] | None) -> Thetas:
@@ -55,7 +56,7 @@ def midpoint_offsets(key: Tensor, window: int, midpoints: Any) -> tuple[Midpoint
         lists = [np.unique(np.asarray(offsets, dtype=np.int64)) for offsets in midpoints]
         if any(len(m) and not 0 <= m[0] <= m[-1] < window for m in lists):
             raise ValueError(f"midpoints: got offsets outside 0..{window - 1}")
-        return lambda number: [_nth("midpoints", lists, number)], window - 1, float(window)
+        return lambda number: _nth("midpoints", lists, number)[None], window - 1, float(window)
     mode = check_midpoints(midpoints)
     if isinstance(mode, int) and mode > window:
         raise ValueError(f"midpoints: got {mode}, allowed are at most the fine steps of a window, {window}")
@@ -95,16 +96,11 @@ class Window:
     whether it is.  Both ``(1,)``, or ``(B,)`` where each chain has its own.
     """
 
-    def __init__(self, offsets: list[npt.NDArray[np.int64]], size: int) -> None:
-        flat, chains = np.concatenate(offsets), np.repeat(np.arange(len(offsets)), [len(m) for m in offsets])
-        later = flat > 0  # at the window's start the correction is zero
-        flat, chains = flat[later], chains[later]
-        self._counts = np.bincount(chains, minlength=len(offsets))
-        self.calls = 1 + int(self._counts.max())
-        place = np.arange(len(flat)) - np.repeat(np.cumsum(self._counts) - self._counts, self._counts)
-        self._stops = np.full((len(offsets), self.calls + 1), size, dtype=np.int64)
-        self._stops[:, 0] = 0
-        self._stops[chains, 1 + place] = flat
+    def __init__(self, offsets: Offsets, size: int) -> None:
+        later = rising(np.where(offsets == 0, size, offsets), size)  # at the window's start the correction is zero
+        ends = np.broadcast_to(np.array([0, size]), (len(later), 2))
+        self._stops = np.concatenate([ends[:, :1], later, ends[:, 1:]], axis=1)
+        self._counts, self.calls = (later < size).sum(axis=1), 1 + later.shape[1]
 
     def length(self, move: int) -> npt.NDArray[np.int64]:
         lengths: npt.NDArray[np.int64] = self._stops[:, move + 1] - self._stops[:, move]

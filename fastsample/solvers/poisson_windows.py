@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from fastsample import noise
@@ -79,7 +78,7 @@ class Windows:
     def __init__(
         self, table: FineTable, window: int, windows: Sequence[int] | str | None, midpoints: str | int
     ) -> None:
-        self.table, self.midpoints = table, _midpoints(midpoints)
+        self.table, self.midpoints = table, check_midpoints(midpoints)
         self._reached: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
         self._all: list[Window] = []
         if not _whole(window):
@@ -150,37 +149,40 @@ class Windows:
         The window's start may be one of them.  ``key``: ``(B, 2)`` uint64 on the host.  Row b is a function of key b
         alone, but for n, the most that a sample of the batch has.
         """
-        stream = noise.fold_in(key, STREAM).view(torch.int64)
+        stream = noise.fold_in(key, STREAM)
         return [self._draw(window, stream) for window in self._all]
 
     def _draw(self, window: Window, stream: Tensor) -> Indices:
-        size = window.size
-        if self.midpoints == "one":
-            place = np.floor(_uniforms(stream, window.start, 1) * size).astype(np.int64)
-            return window.start + place
-        u = _uniforms(stream, window.start, size)
-        if self.midpoints == "bernoulli":
-            chosen = np.where(u * size < 1.0, np.arange(window.start, window.end), window.end)
-            return _rising(chosen, window.end)
-        return window.start + np.sort(np.argsort(u, axis=1, kind="stable")[:, : self.midpoints], axis=1)
+        u = noise.fine_uniform(stream, window.start, uniforms_of(window.size, self.midpoints)).numpy()
+        return window.start + pick_midpoints(u, window.size, self.midpoints)
+
+
+def uniforms_of(size: int, midpoints: str | int) -> int:
+    """How many uniforms the midpoints of a window of ``size`` fine steps are made of."""
+    return 1 if midpoints == "one" else size
+
+
+def pick_midpoints(u: npt.NDArray[np.float64], size: int, midpoints: str | int) -> Indices:
+    """Midpoints of one window for each row of ``u`` ``(B, uniforms_of(size, midpoints))``.
+
+    Offsets ``(B, n)``, rising, filled up with ``size``.
+    """
+    if midpoints == "one":
+        return np.floor(u * size).astype(np.int64)
+    if isinstance(midpoints, int):
+        return np.sort(np.argsort(u, axis=1, kind="stable")[:, :midpoints], axis=1)
+    return rising(np.where(u * size < 1.0, np.arange(size), size), size)
 
 
 def asked(window: Window, midpoints: Indices) -> Indices:
     """The midpoints at which the network is asked: at the start of a window the correction is zero without it."""
-    return _rising(np.where(midpoints == window.start, window.end, midpoints), window.end)
+    return rising(np.where(midpoints == window.start, window.end, midpoints), window.end)
 
 
-def _rising(midpoints: Indices, end: int) -> Indices:
+def rising(midpoints: Indices, end: int) -> Indices:
     """Sorted, without the columns in which no sample has one."""
     most = int((midpoints < end).sum(axis=1).max(initial=0))
     return np.sort(midpoints, axis=1)[:, :most]
-
-
-def _uniforms(stream: Tensor, first: int, count: int) -> npt.NDArray[np.float64]:
-    """``(B, count)`` in [0, 1) with 53 bits: those of the fine steps from ``first`` on, one Philox block each."""
-    counter = stream[:, 1:] + torch.arange(first, first + count)
-    words = noise.words(stream[:, :1], counter)
-    return ((words[..., 0] << 21) | (words[..., 1] >> 11)).numpy() * 2.0**-53
 
 
 def check_seed(seed: int) -> int:
@@ -190,7 +192,8 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def _midpoints(midpoints: str | int) -> str | int:
+def check_midpoints(midpoints: str | int) -> str | int:
+    """``midpoints``; raises ``ValueError`` unless it is one of ``MODES`` or a whole number >= 1."""
     if isinstance(midpoints, str) and midpoints in MODES:
         return midpoints
     if isinstance(midpoints, int) and not isinstance(midpoints, bool) and midpoints >= 1:
