@@ -340,7 +340,12 @@ def test_launches_are_remembered_and_bad_calls_refused(monkeypatch):
     assert len(backend._launches) == 1
     with pytest.raises(ValueError, match=r"terms\[0\]: got shape \(2, 7\)"):
         backend.update_([out], [x[:, :7]], table, ZERO.to(DEVICE))
-    assert len(backend._launches) == 1
+    zero, keys = ZERO.to(DEVICE), noise.keys(0, 2).to(DEVICE)
+    backend.update_([out], [x], table, zero, keys)
+    for other_table, other_keys, name in ((table, keys[:1], "key"), (table[:, :47], keys, "table")):
+        with pytest.raises(ValueError, match=f"{name}: got shape"):
+            backend.update_([out], [x], other_table, zero, other_keys)
+    assert len(backend._launches) == 2
 
 
 def test_collapse_merges_what_lies_side_by_side():

@@ -36,9 +36,13 @@ class Launch:
             self.compiled = compiled
 
 
-def signature_of(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
-    """What a launch depends on; alignment too, because a compiled kernel relies on it."""
-    return tuple([(x.dtype, x.shape, x.stride(), x.data_ptr() % 16 == 0) for x in tensors])
+def signature_of(tensors: Iterable[Tensor], table: Tensor) -> tuple[Any, ...]:
+    """What a launch and the checks of its arguments depend on, but for addresses.
+
+    Alignment counts, because a compiled kernel relies on it; the number of rows of ``table`` does not.
+    """
+    alike = tuple([(x.dtype, x.shape, x.stride(), x.data_ptr() % 16 == 0) for x in tensors])
+    return table.dtype, table.shape[1:], table.stride(), alike
 
 
 def remember(launches: dict[Any, _T], signature: Any, launch: _T) -> _T:

@@ -40,8 +40,8 @@ def metropolis_(
     """
     given = [x for x in (key, uniform) if x is not None]
     signature = (
-        *(len(outs), len(terms), key is None, uniform is None, state.device, table.shape[1:]),
-        signature_of((state, cache, proposal, fresh, *outs, *terms, *noise, chain, step, *given)),
+        *(len(outs), len(terms), key is None, uniform is None, state.device),
+        signature_of((state, cache, proposal, fresh, *outs, *terms, *noise, chain, step, *given), table),
     )
     launches = _launches.get(signature)
     if launches is None:

@@ -43,8 +43,9 @@ def update_(
     """
     if not outs:
         return
-    tensors = signature_of((*outs, *terms, *noise))
-    signature = (len(outs), len(terms), key is None, step.dim(), outs[0].device, tensors)
+    given = () if key is None else (key,)
+    alike = signature_of((*outs, *terms, *noise, step, *given), table)
+    signature = (len(outs), len(terms), key is None, outs[0].device, alike)
     launch = _launches.get(signature)
     if launch is None:
         check(outs, terms, table, step, key, noise)
