@@ -138,7 +138,7 @@ def sample(
         else:
             run = PlanRun(plan, state, **shared)
         predict = _predictor(network, run.guided, cond, uncond, state)
-        known, title = (None, str(solver)) if plan is None else (plan.step_of[-1] + 1, plan.solver)
+        known, title = (None, str(solver)) if plan is None else (len(set(plan.step_of)), plan.solver)
         states = _Recorder(run, known, grad) if return_trajectory else None
         hooks = [hook for hook in (states, callback and _caller(run, callback)) if hook is not None]
         with _Bar(progress, run.calls, title) as advance, torch.inference_mode(not grad):

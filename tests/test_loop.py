@@ -561,3 +561,19 @@ def test_an_entry_says_what_path_is_usual_and_what_steps_are_called(monkeypatch)
     assert plan_for(Network(rowwise, "eps"), solver="euler", segments=3).nfe == 3
     with pytest.raises(ValueError, match="segments: got steps too"):
         plan_for(Network(rowwise, "eps"), solver="euler", segments=3, steps=3)
+
+
+def test_trajectory_of_a_run_with_a_denoising_call_at_its_end():
+    path = make_path("vp-linear", "log-snr", 4)
+    x, states = sample(rowwise, (2, 3), solver="ddim", path=path, denoise=True, seed=0, return_trajectory=True)
+    assert len(states) == 6
+    assert torch.equal(states[-1], x)
+
+
+def test_trajectory_of_a_plan_whose_calls_take_many_steps():
+    path = make_path("ddpm-linear", "trailing", 100)
+    network = GaussianMixture.ring().network("eps")
+    options = {"solver": "poisson-midpoint-shared", "path": path, "window": 10}
+    x, states = sample(network, 2, seed=0, return_trajectory=True, windows=[1] * 50 + [10] * 5, **options)
+    assert len(states) == 56
+    assert torch.equal(states[-1], x)

@@ -239,10 +239,10 @@ add(
     Procedure(
         "poisson-midpoint",
         poisson_midpoint,
-        "windows of fine steps with a frozen prediction and random corrections, midpoints per sample",
+        "windows of K fine steps with a frozen prediction and random corrections, midpoints per sample",
         PAPER,
         order=1,
-        nfe="2 per window",
+        nfe="2/K",
         stochastic=True,
         aliases=("pmm",),
         options={**OPTIONS, "shared": False},

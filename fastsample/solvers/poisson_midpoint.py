@@ -104,10 +104,10 @@ add(
     Solver(
         "poisson-midpoint-shared",
         poisson_midpoint,
-        "windows of fine steps with a frozen prediction and random corrections, midpoints shared by the batch "
-        "(2 calls per window)",
+        "windows of K fine steps with a frozen prediction and random corrections, midpoints shared by the batch",
         PAPER,
         order=1,
+        nfe="2/K",
         stochastic=True,
         options=OPTIONS,
         usual=USUAL,

@@ -18,11 +18,11 @@ class Solver:
 
     ``steps``: returns ``list[Step]``, or of a phase-space solver ``phase.assemble.Made``.
     ``order``: order of convergence in the number of steps (strong order of the deterministic part); 0: few-step
-    samplers, whose networks jump, claim none.  ``nfe``: network calls per step.  ``options``: names and defaults.
-    ``ends``: what its path may be: ``"clean"`` (to sigma = 0), ``"noisy"`` (to sigma > 0 only) or ``"inverse"`` (from
-    data to noise).  ``more``: of a solver that wraps another, the further options (names and defaults) that belong to
-    given ones.  ``usual``: the path of those who do not choose one: any of ``steps``, ``grid``, ``schedule``; the first
-    two may be functions of the schedule.
+    samplers, whose networks jump, claim none.  ``nfe``: network calls per step, as text where it is no whole number.
+    ``options``: names and defaults.  ``ends``: what its path may be: ``"clean"`` (to sigma = 0), ``"noisy"`` (to
+    sigma > 0 only) or ``"inverse"`` (from data to noise).  ``more``: of a solver that wraps another, the further
+    options (names and defaults) that belong to given ones.  ``usual``: the path of those who do not choose one: any of
+    ``steps``, ``grid``, ``schedule``; the first two may be functions of the schedule.
     ``model``: the kind of network that it needs: ``""`` (any), ``"ladder"`` or ``"phase-space"``.
     ``steps_called``: what its paper calls the steps of the path, allowed as an option that sets their number.
     """
@@ -32,7 +32,7 @@ class Solver:
     about: str
     paper: str
     order: int
-    nfe: int = 1
+    nfe: int | str = 1
     stochastic: bool = False
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
