@@ -307,6 +307,15 @@ def test_any_split_of_the_batch(solver, options):
     assert not torch.equal(whole, sample(network, (10, 5), **{**options, "seed": 12}))
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_starts_alone_are_ddpm(prediction):
+    """The posterior start without moves is the sampler ddpm, draw by draw; to rounding of other coefficients."""
+    model = GaussianMixture.ring()
+    options = {"steps": 7, "grid": "uniform", "seed": 2, "dtype": torch.float64, "prediction": prediction}
+    starts = sample(model, (6, 2), solver="rtk-ula", inner=0, **options)
+    torch.testing.assert_close(starts, sample(model, (6, 2), solver="ddpm", **options), rtol=0, atol=1e-10)
+
+
 def test_uniforms_do_not_shift_the_normals():
     """MALA that accepts all is ULA with the same seed."""
     network = Network(lambda x, t: x - torch.tanh(3.0 * x), "eps")
@@ -377,6 +386,7 @@ def test_command_line(tmp_path, capsys):
 
 BAD = [
     ("rtk-mala", {"inner": 0}, "inner: got 0"),
+    ("rtk-uld", {"inner": 0, "init": "prior"}, "inner: got 0, and init='prior' makes no call"),
     ("rtk-uld", {"inner": 1.5}, "inner: got 1.5"),
     ("rtk-mala", {"theta": 0.0}, "theta: got 0.0"),
     ("rtk-ula", {"theta": float("nan")}, "theta: got nan"),

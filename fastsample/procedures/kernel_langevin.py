@@ -20,7 +20,8 @@ class Langevin(KernelRun):
     """Langevin chains, overdamped (``friction`` None) or underdamped.
 
     Overdamped: the step is theta / L_g.  Underdamped: it is theta / sqrt(L_g) and the friction ``friction`` sqrt(L_g);
-    the velocity is drawn anew from N(0, I) in every segment.
+    the velocity is drawn anew from N(0, I) in every segment.  Without moves (``inner`` 0) the starts alone remain:
+    ``posterior`` is then DDPM, ``gaussian_rtk`` the DDPM with frozen score of the paper.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Langevin(KernelRun):
         noises = 1 if friction is None else 2
         super().__init__(
             setting,
-            inner=whole("inner", inner),
+            inner=whole("inner", inner, low=0),
             init=init,
             width=width,
             calls=inner,
@@ -67,6 +68,7 @@ class Langevin(KernelRun):
                 feeds = j + 1 < self.inner or self._again(k)
                 self.apply(number, self.memory(z, *u) if feeds else [z, *u], [z, *u, x, *told])
             self.x, self.z = z, x
+            self._state = z
         if self.denoise:
             told = yield from self.ask(self.seen(self.x))
             self.apply(self._finish, [self.z], [self.x, *told])

@@ -116,6 +116,8 @@ class KernelRun:
             at += [(segment.index, segment.end)] * calls
         if self.denoise and finish:
             at.append((path.steps, path[-1]))
+        if not at:
+            raise ValueError(f"inner: got {inner}, and init={init!r} makes no call either; take one move or more")
         steps = [Step(i, level, a=0.0, b=(1.0,)) for i, level in at]
         self.calls, self._step_of = len(at), [i for i, _ in at]
         self._told_t = _times(shared["time"], steps)
