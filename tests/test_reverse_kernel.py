@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from fastsample import GaussianMixture, Network, cli, sample
+from fastsample.langevin import estimators
 from fastsample.loop import drive
 from fastsample.path import Path
-from fastsample.procedures import kernel_moves, kernel_target
+from fastsample.procedures import kernel_target
 from fastsample.solvers.express import Network as Predicts
 
 from .kernels import Recorded, begin, network_of, ou, recorded_mixture
@@ -438,4 +439,4 @@ def test_what_else_is_refused():
 
 def test_moves_are_refused_by_name():
     with pytest.raises(ValueError, match="estimator: got 'line'"):
-        kernel_moves.estimator("line")
+        estimators.estimator("line")

@@ -12,6 +12,7 @@ import torch
 from scipy.linalg import expm
 
 from fastsample import GaussianMixture
+from fastsample.langevin import estimators
 from fastsample.loop import drive
 from fastsample.path import Path
 from fastsample.procedures import kernel_moves, kernel_target
@@ -100,7 +101,7 @@ def pieces(name, tau=0.3):
     path, mixture = ou([1.0, 0.5]), recorded_mixture()
     segment = kernel_target.segments(path, Predicts("score", levels=path.levels()), 0.0)[0]
     at = (path[1].alpha, path[1].sigma)
-    how = kernel_moves.estimator(name)
+    how = estimators.estimator(name)
     combos = kernel_moves.ratio(segment, how)
 
     def reduced(z, z1, x):

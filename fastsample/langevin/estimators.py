@@ -8,6 +8,7 @@ learned scores: Sjoeberg et al. 2023, arXiv 2307.14012.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,3 +47,17 @@ def estimator(name: str) -> Estimator:
         raise ValueError(f"estimator: got {name!r}, allowed are auto, {', '.join(ESTIMATORS)}")
     x, w = np.polynomial.legendre.leggauss(int(found[1]))
     return Estimator(nodes=tuple((0.5 * (x + 1.0)).tolist()), weights=tuple((0.5 * w).tolist()))
+
+
+def settle_radii(radii: Sequence[float | None] | None) -> tuple[float, float]:
+    """The greatest ``|z' - z|`` and ``|z'|`` that are accepted; infinite where there is none."""
+    inf = float("inf")
+    if radii is None:
+        return inf, inf
+    try:
+        move, norm = (inf if value is None else float(value) for value in radii)
+    except (TypeError, ValueError):
+        move = norm = -1.0
+    if not (move > 0.0 and norm > 0.0):
+        raise ValueError(f"radii: got {radii!r}, allowed are None and (|z' - z|, |z'|), numbers > 0 or None")
+    return move, norm

@@ -8,7 +8,7 @@ Besag 1994; Roberts and Tweedie 1996.  ``dU`` is that of an energy, or a line in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -193,17 +193,3 @@ def _ratio(target: Target, how: Estimator) -> list[dict[str, float]]:
         inside = {"z": (1.0 - c) * target.P, "z1": c * target.P, f"e{k}": target.Q}
         q = mix((1.0, q), (-weight, inside))
     return [{_OPERANDS[k]: w for k, w in combo.items()} for combo in (q, here, there)]
-
-
-def settle_radii(radii: Sequence[float | None] | None) -> tuple[float, float]:
-    """The greatest ``|z' - z|`` and ``|z'|`` that are accepted; infinite where there is none."""
-    inf = float("inf")
-    if radii is None:
-        return inf, inf
-    try:
-        move, norm = (inf if value is None else float(value) for value in radii)
-    except (TypeError, ValueError):
-        move = norm = -1.0
-    if not (move > 0.0 and norm > 0.0):
-        raise ValueError(f"radii: got {radii!r}, allowed are None and (|z' - z|, |z'|), numbers > 0 or None")
-    return move, norm

@@ -15,9 +15,9 @@ from .. import noise as keyed
 from ..loop import check_finite
 from .adaptation import DualAveraging
 from .chain import Drive, RowRun
-from .estimators import estimator
+from .estimators import estimator, settle_radii
 from .kernels import Facts, complete, find
-from .mala import MalaRun, settle_radii
+from .mala import MalaRun
 from .moves import Feed, Kernel
 from .overdamped import Lmc, Plmc, Rlmc
 from .random_times import midpoint_offsets, uniform_times

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fastsample.decision import CHAIN, make_decision
-from fastsample.procedures.kernel_moves import Estimator, between, estimator, move, proposal, ratio
+from fastsample.langevin.estimators import Estimator, estimator, settle_radii
+from fastsample.procedures.kernel_moves import between, move, proposal, ratio
 from fastsample.procedures.kernel_run import KernelRun, Rows, whole
 from fastsample.procedures.kernel_target import Combo, denoised, mix
 from fastsample.procedures.registry import Setting
@@ -79,7 +80,7 @@ class Mala(KernelRun):
         size = math.prod(like.shape[1:])
         best = min(1.0, 1.36 * max(1, size) ** (-1.0 / 3.0))
         self._theta = best if theta is None else _positive("theta", theta)
-        self._radii, self._adapt = _radii(radii), None if adapt is None else check_range("adapt", adapt, 0.0, 1.0)
+        self._radii, self._adapt = settle_radii(radii), None if adapt is None else check_range("adapt", adapt, 0.0, 1.0)
         self._uniforms = _uniforms(uniforms, setting, (count, inner, len(like)))
         self._y = torch.empty_like(like, requires_grad=False)
         self._node = [torch.empty_like(self.seen(self.z)) for _ in range(min(1, nodes))]
@@ -244,18 +245,6 @@ def _estimator(name: Any, setting: Setting) -> tuple[Estimator, str]:
         why = "guidance mixes two laws" if guided else "the model offers none (Network(..., energy=...))"
         raise ValueError(f"estimator: got 'energy', but {why}; take 'simpson', 'trapezoid' or 'line(n)'")
     return how, name
-
-
-def _radii(radii: Any) -> tuple[float, float]:
-    if radii is None:
-        return math.inf, math.inf
-    try:
-        move, norm = (math.inf if value is None else float(value) for value in radii)
-    except (TypeError, ValueError):
-        move = norm = math.nan
-    if not (move > 0.0 and norm > 0.0):
-        raise ValueError(f"radii: got {radii!r}, allowed are None and (|z' - z|, |z'|), numbers > 0 or None")
-    return move, norm
 
 
 def _uniforms(uniforms: Any, setting: Setting, shape: tuple[int, ...]) -> Tensor | None:

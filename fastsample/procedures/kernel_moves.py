@@ -1,4 +1,4 @@
-"""Moves of the chains on a reverse transition kernel, and estimators of what a score does not tell.  Host, float64.
+"""Moves of the chains on a reverse transition kernel, and the log-ratio of their choices.  Host, float64.
 
 With the step tau and the gradient of the potential g (kernel_target.py):
 
@@ -9,8 +9,8 @@ MALA accepts z' with probability min(1, rho).  The quadratic part of g drops out
 
     log rho = -df + d . (grad f + grad f') / 2 + (tau / 4)(|grad g|^2 - |grad g'|^2),    df = f(z') - f(z)
 
-and df alone must come from an energy, or from scores on the way from z to z'.  Huang et al. 2024, arXiv 2405.16387,
-algorithms 2 and 3; df as a line integral of scores: Sjoeberg et al. 2023, arXiv 2307.14012.
+and df alone must come from an energy, or from scores on the way from z to z' (fastsample.langevin.estimators).
+Huang et al. 2024, arXiv 2405.16387, algorithms 2 and 3.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from fastsample import row
 from fastsample.langevin import ou
-from fastsample.langevin.estimators import ESTIMATORS as ESTIMATORS
-from fastsample.langevin.estimators import Estimator as Estimator
-from fastsample.langevin.estimators import estimator as estimator
+from fastsample.langevin.estimators import Estimator
 from fastsample.path import Array
 from fastsample.procedures.kernel_target import Combo, Segment, mix
 
