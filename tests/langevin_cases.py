@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -41,7 +42,7 @@ def collapsed(z: np.ndarray, selected: np.ndarray, size: int) -> dict[int, torch
     made = {}
     for w, start in enumerate(range(0, len(z), size)):
         stops = [0, *(i for i in np.flatnonzero(selected[start : start + size]) if i), size]
-        for n, (i, q) in enumerate(zip(stops[:-1], stops[1:], strict=True)):
+        for n, (i, q) in enumerate(itertools.pairwise(stops)):
             made[1 + w * size + n] = torch.from_numpy(z[start + i : start + q].sum(0) / math.sqrt(q - i))
     return made
 
@@ -53,7 +54,7 @@ def collapsed_pairs(
     one, made = move(gamma, h), {}
     for w, start in enumerate(range(0, len(n1), size)):
         stops = [0, *(i for i in np.flatnonzero(selected[start : start + size]) if i), size]
-        for n, (i, q) in enumerate(zip(stops[:-1], stops[1:], strict=True)):
+        for n, (i, q) in enumerate(itertools.pairwise(stops)):
             u, v, many = np.zeros_like(n1[0]), np.zeros_like(n1[0]), move(gamma, (q - i) * h)
             for j in range(start + i, start + q):
                 u = u + one.p1 * v + one.l_1 * n1[j] + one.l_2 * n2[j]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
 from fastsample import langevin
-from fastsample.langevin.ou import move
 
 from .golden_cases import GOLDEN
-from .langevin_cases import at_level, collapsed, collapsed_pairs, gaussian, mixture, offsets
+from .langevin_cases import at_level, collapsed, collapsed_pairs, mixture, offsets
 
 
 def load(name):

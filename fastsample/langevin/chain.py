@@ -34,6 +34,15 @@ class Drive(NamedTuple):
     key: Tensor | None
     noise: Noise | None
 
+    def noises(self, rows: Array) -> tuple[Tensor | None, list[Tensor]]:
+        """What the op takes for rows ``(1 or B, ..)`` of the same draws: the key, or the tensors that they use."""
+        if self.noise is None:
+            return self.key, []
+        used = [bool(rows[:, columns].any()) for columns in _WEIGHTS]
+        # a noise of weight zero is never read, so that of noise 1 may stand in the place of noise 0
+        draws = [int(rows[0, row.DRAW + (r if used[r] else 1)]) for r in range(2 if used[1] else int(used[0]))]
+        return None, [self.noise(draw) for draw in draws]
+
 
 class Caller:
     """The target as it is called by a run: counts, and checks the first output before memory is written."""
@@ -91,7 +100,7 @@ class RowRun:
                         e = None  # not one more tensor in memory during the call
                         e, _ = self.call(slots[move.ask])
                     terms = [e if name == "e" else slots[name] for name in move.terms]
-                    key, noise = self._noises(host[start])
+                    key, noise = self._drive.noises(host[start : start + len(move.rows)])
                     update([slots[k] for k in move.outs], terms, table, self._step(start, len(move.rows)), key, noise)
                     start += len(move.rows)
                     del terms
@@ -118,20 +127,6 @@ class RowRun:
         if rows == 1:
             return self._singles[start] if start < _ROWS else self._numbers[start]
         return self._numbers[start : start + rows]
-
-    def _noises(self, values: Array) -> tuple[Tensor | None, list[Tensor]]:
-        if self._drive.noise is None:
-            return self._drive.key, []
-        return None, given_noises(values, self._drive.noise)
-
-
-def given_noises(values: Array, noise: Noise) -> list[Tensor]:
-    """The noise tensors of a row, where the caller gives them.  One of weight zero is never read."""
-    used = [bool(values[columns].any()) for columns in _WEIGHTS]
-    if not any(used):
-        return []
-    draws = [int(values[row.DRAW + (r if used[r] else 1)]) for r in range(1 + used[1])]
-    return [noise(draw) for draw in draws]
 
 
 def upload(table: Array, device: torch.device) -> Tensor:

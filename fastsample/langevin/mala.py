@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import decision, row
-from .chain import Array, Caller, Drive, given_noises, scaled_copy, upload
+from .chain import Array, Caller, Drive, scaled_copy, upload
 from .estimators import Estimator
 from .moves import Combo, make_move, mix
 from .targets import Target
@@ -86,7 +86,7 @@ class MalaRun:
             for k in range(size):
                 rows = host.shape[1]
                 step = self._singles[k] if rows == 1 else self._numbers[k * rows : (k + 1) * rows]
-                self._choose(begin + k, host[k, 0], table, step)
+                self._choose(begin + k, host[k], table, step)
                 yield begin + k
             begin += size
 
@@ -102,7 +102,7 @@ class MalaRun:
             raise ValueError("target: returned the same memory from two calls; let it return new tensors")
         if energy is not None:
             self.chain[:, 1].copy_(energy)
-        key, noise = self._noises(host)
+        key, noise = self._drive.noises(host)
         torch.ops.fastsample.metropolis_.default(
             self.state,
             self._cache,
@@ -124,16 +124,11 @@ class MalaRun:
         rows[:, row.DRAW] = 1
         step = self._singles[0] if len(rows) == 1 else self._numbers[: len(rows)]
         self._update(
-            self._outs, [self.state, self._cache], upload(rows, self.state.device), step, *self._noises(rows[0])
+            self._outs, [self.state, self._cache], upload(rows, self.state.device), step, *self._drive.noises(rows)
         )
 
     def _update(self, *args: Any) -> None:
         torch.ops.fastsample.update_.default(*args)
-
-    def _noises(self, values: Array) -> tuple[Tensor | None, list[Tensor]]:
-        if self._drive.noise is None:
-            return self._drive.key, []
-        return None, given_noises(values, self._drive.noise)
 
     def _rows(self, begin: int, size: int) -> Array:
         """Rows ``(size, 1 or B, 96)``: each decides on a proposal and writes the next."""

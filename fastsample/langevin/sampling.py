@@ -141,7 +141,13 @@ def sample(
             if callback is not None:
                 callback(done - 1, run.state)
         if check:
-            check_finite(run.state)
+            try:
+                check_finite(run.state)
+            except FloatingPointError:
+                raise FloatingPointError(
+                    f"a chain of {facts.name!r} ended at NaN or infinity: take a smaller step_size, or see what the "
+                    "target returns far out"
+                ) from None
         rhat, ess = watch.finish()
         report = Report(
             kernel=facts.name,

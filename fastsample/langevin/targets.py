@@ -87,7 +87,7 @@ class Energy:
             if not isinstance(value, Tensor) or value.shape != (len(x),):
                 raise ValueError(f"energy: returned {_shape(value)}, need ({len(x)},), one number per chain")
             (gradient,) = torch.autograd.grad(value.sum(), x)
-        return gradient, value.detach()
+        return gradient.to(fed.dtype), value.detach()
 
 
 class AtLevel:
