@@ -1,5 +1,6 @@
 """Solvers: functions of a path that return rows, one file per family."""
 
+from fastsample.solvers import conjugate_ddim as conjugate_ddim
 from fastsample.solvers import consistency as consistency
 from fastsample.solvers import deis as deis
 from fastsample.solvers import dpm_fast as dpm_fast

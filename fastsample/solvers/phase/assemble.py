@@ -17,6 +17,7 @@ from fastsample.solvers.phase.stage import Stage, join, triangular
 
 PREDICTIONS = ("eps", "score")
 X, M, PREVIEW = 0, 1, 2  # slots
+_NONE = np.zeros((0, 2))
 
 
 class Made(NamedTuple):
@@ -46,38 +47,41 @@ def assemble(
     if weights is not None:
         shared["guidance"] = weights[0] if len(set(weights)) == 1 else weights
     denoised = bool(shared["denoised"])
-    # a network of position and momentum, unless no row asks what it says of the position (CLD)
-    said = range(2) if denoised or any(s.E[:, 0].any() or s.P[:, 0].any() for s in calls) else range(1, 2)
 
-    noisy = any(s.N.any() for s in calls)
+    def to_eps(call: Stage) -> Array:
+        assert call.at is not None
+        return np.eye(2) if prediction == "eps" else -process.root(call.at.t).T
+
+    # per call: weights of (x, m), of what is said now and of what was said before, in x', m' and the preview
+    maps = []
+    for before, call in zip([None, *calls[:-1]], calls, strict=True):
+        assert call.at is not None
+        data = expected_data(process, call.at) if denoised else (_NONE, _NONE)
+        late = np.zeros((2, 2)) if before is None else call.P @ to_eps(before)
+        A, E = np.concatenate([call.A, data[0][:1]]), np.concatenate([call.E, data[1][:1]]) @ to_eps(call)
+        maps.append((A, E, np.concatenate([late, np.zeros((int(denoised), 2))])))
+    # a network of position and momentum, unless no row asks what it says of the position (CLD)
+    said = range(int(not any(E[:, 0].any() or P[:, 0].any() for _, E, P in maps)), 2)
+
+    noisy = any(call.N.any() for call in calls)
     table, made_calls = row.blank(len(calls)), []
-    for i, stage in enumerate(calls):
-        values = table[i]
-        branches = [(0, 1.0)] if weights is None else [(0, weights[i]), (1, 1.0 - weights[i])]
-        tables = [(0, i, stage.E)] + ([(1, i - 1, stage.P)] if stage.P.any() else [])
-        terms: list[int] = [X, M]
-        parts = [stage.A] + ([expected_data(process, stage.at)[0]] if denoised and stage.at is not None else [])
-        for k, A in enumerate(parts):
-            _write(values, 2 * k, 0, A[: 2 - k])
-        for back, call, E in tables:
-            at = calls[call].at
-            assert at is not None
-            to_eps = np.eye(2) if prediction == "eps" else -process.root(at.t).T
-            shown = [E] + ([expected_data(process, at)[1] if back == 0 else np.zeros((2, 2))] if denoised else [])
-            for branch, share in branches:
-                for k, weight in enumerate(shown):
-                    _write(values, 2 * k, len(terms), share * (weight[: 2 - k] @ to_eps)[:, list(said)])
+    for i, (call, (A, E, P)) in enumerate(zip(calls, maps, strict=True)):
+        shares = (1.0,) if weights is None else (weights[i], 1.0 - weights[i])
+        terms, columns = [X, M], [A]
+        for back, now in enumerate([E, P] if P.any() else [E]):
+            for branch, share in enumerate(shares):
                 terms += [output_term(branch, part, back, parts=2) for part in said]
+                columns.append(share * now[:, list(said)])
         if len(terms) > row.MAX_TERMS:
             raise ValueError(
                 f"guidance: a row of {solver!r} would have {len(terms)} terms, allowed are {row.MAX_TERMS}"
             )
-        for k in range(2):
-            for r in range(2):
-                values[row.g(k, r)] = stage.N[k, r]
-        values[row.DRAW], values[row.DRAW + 1] = 2 + 2 * i, 3 + 2 * i
-        values[row.TIME] = times[i + 1] if i + 1 < len(calls) else 0.0
-        made_calls.append(Call(X, tuple(terms), (X, M, PREVIEW) if denoised else (X, M)))
+        W, N = np.concatenate(columns, axis=1), np.concatenate([call.N, np.zeros((int(denoised), 2))])
+        same = np.eye(*W.shape)  # what stays as it is is not written
+        outputs = [k for k in range(len(W)) if k == PREVIEW or N[k].any() or (W[k] != same[k]).any()] or [X]
+        _write(table[i], W[outputs], N[outputs], 2 + 2 * i if N.any() else 0)
+        table[i, row.TIME] = times[i + 1] if i + 1 < len(calls) else 0.0
+        made_calls.append(Call(X, tuple(terms), tuple(outputs)))
 
     given = {k: v for k, v in shared.items() if v != DEFAULTS[k]}
     return Plan(
@@ -97,15 +101,18 @@ def assemble(
     )
 
 
-def _write(values: Array, output: int, term: int, weights: Array) -> None:
-    """``weights`` ``(outputs, terms)`` from this output and term on."""
-    for k, line in enumerate(weights):
+def _write(values: Array, W: Array, N: Array, draw: int) -> None:
+    """Weights ``(outputs, terms)`` and ``(outputs, 2)`` of a row, whose normals are this draw and the next."""
+    for k, (line, noise) in enumerate(zip(W, N, strict=True)):
         for j, weight in enumerate(line):
-            values[row.w(output + k, term + j)] = weight
+            values[row.w(k, j)] = weight
+        for r, weight in enumerate(noise):
+            values[row.g(k, r)] = weight
+    values[row.DRAW], values[row.DRAW + 1] = draw, draw + 1
 
 
 def _starts(path: Path, process: PhaseSpace, lead: Stage, init_sigma: float | None, time: float) -> Array:
-    """Rows of the start; noisy flows before the first call are part of it, so that they cost no draw of their own."""
+    """Rows of the start; flows before the first call are part of it, so that their noise costs no draw of its own."""
     scale = 1.0 if init_sigma is None else _positive("init_sigma", init_sigma)
     t, none = float(path.t[0]), np.zeros((2, 0))
     data = np.stack([process.flow(process.b(t))[:, 0], np.zeros(2)], axis=1)  # the momentum of the data is noise
@@ -113,12 +120,9 @@ def _starts(path: Path, process: PhaseSpace, lead: Stage, init_sigma: float | No
     kinds = ((np.zeros((2, 2)), np.sqrt(process.stationary) * scale), (np.eye(2), none), (data, root))
     starts = row.blank(3)
     for values, (A, N) in zip(starts, kinds, strict=True):
-        _write(values, 0, 0, lead.A @ A)
         noise = triangular(np.concatenate([lead.A @ N, lead.N], axis=1))
-        for k in range(2):
-            for r in range(2):
-                values[row.g(k, r)] = noise[k, r]
-        values[row.DRAW], values[row.DRAW + 1], values[row.TIME] = 0, 1, time
+        _write(values, lead.A @ A, noise, 0)
+        values[row.TIME] = time
     return starts
 
 
