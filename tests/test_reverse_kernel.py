@@ -437,6 +437,14 @@ def test_what_else_is_refused():
         Network(lambda x, t: x, width=-1)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("init", ["prior", "posterior"])
+def test_a_broken_network_is_noticed(solver, init):
+    """Rejected proposals would hide it."""
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sample(Network(lambda x, t: x * float("nan"), "eps"), (2, 2), solver=solver, init=init, seed=0)
+
+
 def test_moves_are_refused_by_name():
     with pytest.raises(ValueError, match="estimator: got 'line'"):
         estimators.estimator("line")

@@ -50,12 +50,12 @@ def test_mala_draws_from_the_kernel(theta, acceptance):
 def test_estimators_of_the_energy():
     """Simpson and line(2) are as good as the energy; the free ones leave the bias of the unadjusted chain, 0.09.
 
-    False alarm 4e-3; the large distances are 40 standard deviations from their limits."""
+    False alarm 4e-3; the standard deviation of the large distances at 8000 chains is 0.006."""
     found = {name: distances("rtk-mala", inner=60, theta=1.0, estimator=name)[0] for name in ("simpson", "line(2)")}
     assert max(found.values()) < CRITICAL
     for name in ("trapezoid", "taylor1"):
-        assert 0.06 < distances("rtk-mala", inner=60, theta=1.0, estimator=name)[0] < 0.09
-    assert 0.08 < distances("rtk-ula", inner=60, theta=1.0)[0] < 0.1
+        assert 0.05 < distances("rtk-mala", chains=8000, inner=60, theta=1.0, estimator=name)[0] < 0.1
+    assert 0.06 < distances("rtk-ula", chains=8000, inner=60, theta=1.0)[0] < 0.11
 
 
 def test_the_bias_of_uld_follows_the_step():
@@ -66,9 +66,19 @@ def test_the_bias_of_uld_follows_the_step():
 
 @pytest.mark.parametrize(("solver", "options"), [("rtk-uld", {"theta": 0.15}), ("rtk-ula", {"theta": 0.08})])
 def test_long_chains_of_small_steps_end_in_the_law(solver, options):
-    """Bias below 0.005 of what remains; false alarm 2e-3 at 8000 chains."""
+    """Bias below 0.005 of what remains; false alarm 2e-3 at 5000 chains."""
     inner = int(60 / options["theta"] ** (1 if solver == "rtk-uld" else 0.8))
-    assert distances(solver, chains=8000, inner=inner, **options)[0] < 1.95 / 8000**0.5 + 0.005
+    assert distances(solver, chains=5000, inner=inner, **options)[0] < 1.95 / 5000**0.5 + 0.005
+
+
+def test_the_step_of_high_dimensions():
+    """The usual theta on a Gaussian of 1000 dimensions that starts in its law: the acceptance of the theory, 0.574."""
+    path = Path([0.0, 0.6], [1.0, 0.8], [1.0, 0.8])
+    x = torch.zeros(400, 1000, dtype=torch.float64)
+    run = begin("rtk-mala", path, x, energy=lambda x, t: 0.5 * x.square().sum(1), width=1.0, inner=4)
+    drive(run, lambda x, t: -x)
+    assert run.stats()["theta"] == [pytest.approx(0.136)]
+    assert run.stats()["acceptance"] == pytest.approx(0.574, abs=0.03)
 
 
 def test_chained_exact_draws_are_exact():
@@ -205,3 +215,21 @@ def test_a_kick_is_the_exact_solution_under_a_constant_force():
     np.testing.assert_allclose([z["u"], u["u"]], flow[:2, 1], atol=1e-14)
     factor = np.array([[z["xi0"], z["xi1"]], [u["xi0"], 0.0]])
     np.testing.assert_allclose(factor @ factor.T, covariance, atol=1e-14)
+
+
+def test_the_figure_of_the_paper():
+    """benchmarks/papers/reverse_kernel.py, three points of it: 25 calls against 20 and 80 of DDPM even in time.
+
+    The standard deviation of an accuracy is 0.002; the limits are 4 or more of them away."""
+    from benchmarks.papers import reverse_kernel as figure
+
+    def point(label, solver, n, **options):
+        x, stats = figure.draw("even-time", figure.six_modes(), (label, solver, n, options), 10000)
+        return figure.accuracy(x), stats["nfe"]
+
+    assert figure.accuracy(figure.SIX.sample(10000, seed=1)) > 0.97
+    kernels, calls = point("", "rtk-mala", 5, inner=4, init="prior", theta=1.0)
+    assert kernels > 0.97
+    assert calls == 25
+    assert point("", "ddpm", 20)[0] < 0.7
+    assert point("", "ddpm", 80)[0] < 0.8

@@ -38,7 +38,7 @@ NUMBER = {"even-time": 10_000, "even-snr": 10_000, "digits": 200}
 TITLES = {
     "even-time": "six modes, levels even in time",
     "even-snr": "six modes, levels even in log-SNR",
-    "digits": "digits, levels even in time",
+    "digits": "digits, levels even in time (2M SDE: in log-SNR)",
 }
 WIDTH, LAST, FIRST = 0.3, 5.0, 1e-3
 SIX = GaussianMixture.ring(6, 4.0, WIDTH)
@@ -223,14 +223,27 @@ def plot(file: Path) -> None:
                 continue
             if part != "digits":  # errors on a log scale: the distance to 1
                 points = [(nfe, 1.0 - value) for nfe, value in points]
-            joined = "-" if label.startswith(("DDPM", "DPM")) else ":"
-            axis.plot(*zip(*points, strict=True), joined, marker="os^DvPX*h"[number], color=f"C{number}", label=label)
+            chains = "none" if part == "even-snr" else ":"  # points there differ in segments and in moves
+            joined = "-" if label.startswith(("DDPM", "DPM")) else chains
+            axis.plot(
+                *zip(*points, strict=True),
+                linestyle=joined,
+                marker="os^DvPX*h"[number],
+                color=f"C{number}",
+                label=label,
+            )
         exact = [1.0 - float(r["value"]) for r in rows if r["part"] == part and r["label"] == "exact samples"]
         if exact:
             axis.axhline(sum(exact) / len(exact), linestyle="--", color="0.4", label="exact samples")
         measure = "digit-FID" if part == "digits" else "1 - marginal accuracy"
         axis.set(xscale="log", yscale="log", xlabel="network calls", ylabel=measure, title=TITLES[part])
-        axis.grid(True, which="both", alpha=0.3)
+        ticks = [5, 10, 20, 40, 80]
+        axis.set_xticks(ticks, map(str, ticks))
+        low, high = axis.get_ylim()
+        values = [v for v in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if low <= v <= high]
+        axis.set_yticks(values, map(str, values))
+        axis.minorticks_off()
+        axis.grid(True, alpha=0.3)
         axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(file.with_suffix(".png"), dpi=100)

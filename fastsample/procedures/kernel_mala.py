@@ -138,6 +138,8 @@ class Mala(KernelRun):
                 outs = moved if not last else self.memory(y) if k + 1 < count else [y] if self.denoise else []
                 u = None if self._uniforms is None else self._uniforms[k][j]
                 decide(z, cache, outs, chain, y, fresh, terms, table, step, key, noise, u)
+            if k + 1 == count:
+                z.add_(cache, alpha=0)  # a NaN of the network at the state itself must not hide behind rejections
             # the chain is the next condition; the next chain begins where its proposals lay
             self.x, self.z, self._y = z, y, x
             self._state = y if self.denoise and k + 1 == count else z
