@@ -26,7 +26,7 @@ from fastsample.solvers.fine_tables import FineTable
 
 MODES = ("bernoulli", "one")
 STREAM = 0x504D4D  # of the keys that midpoints are drawn from
-LARGE = 2.0  # weight of a correction, in standard deviations of the state, from which on a window is warned of
+LARGE = 2.0  # weight of a correction over the noise at its window's end, from which on a window is warned of
 
 Indices = npt.NDArray[np.int64]
 
@@ -70,8 +70,9 @@ class Windows:
         midpoints: ``"bernoulli"`` (every fine step with probability 1/K, as published), ``"one"`` (one of them) or a
             number n (n different ones); the weights K, K and K/n make the mean drift that of K fine steps.
 
-    A correction weighs ``weight |b_i| A_{i+1 -> end}`` in standard deviations ``sqrt(alpha^2 + sigma^2)`` of the state
-    at the window's end.  Where that is large one correction throws a sample out of its law: a warning says where.
+    A correction weighs ``weight |b_i| A_{i+1 -> end}``, in units of sigma at the window's end.  One that is much larger
+    than the noise that the next window expects throws samples out of their law at the noise end, where A is large, and
+    leaves noise in them at the data end, where sigma vanishes: a warning says where.
     Raises ``ValueError`` that names the option.
     """
 
@@ -98,14 +99,14 @@ class Windows:
         return Window(start, start + size, size / count)
 
     def gain(self, window: Window) -> float:
-        """The largest weight of a correction in a window, in standard deviations of the state at its end."""
+        """The largest weight of a correction in a window, over sigma at its end; infinite where that is 0."""
         if window.size == 1:
             return 0.0  # its only midpoint is its start, where the correction is zero
         a = self.table.a[window.start + 1 : window.end]
         after = np.append(np.cumprod(a[:0:-1])[::-1], 1.0)  # A from i + 1 to the end, i > start
-        end = self.table.path[window.end]
-        largest = float((np.abs(self.table.b[window.start + 1 : window.end]) * after).max())
-        return window.weight * largest / math.hypot(end.alpha, end.sigma)
+        largest = window.weight * float((np.abs(self.table.b[window.start + 1 : window.end]) * after).max())
+        sigma = self.table.path[window.end].sigma
+        return largest / sigma if sigma else math.inf
 
     def __iter__(self) -> Iterator[Window]:
         return iter(self._all)
@@ -132,14 +133,14 @@ class Windows:
         return self._reached[window.start, i]
 
     def _warn(self) -> None:
-        gains = [self.gain(window) for window in self._all]
-        if (worst := max(gains)) > LARGE:
-            where = gains.index(worst)
-            window = self._all[where]
+        large = [(n, w, gain) for n, w in enumerate(self._all) if (gain := self.gain(w)) > LARGE]
+        if large:
+            number, window, gain = large[0]
             warnings.warn(
-                f"window: a correction in window {where} (fine steps {window.start} to {window.end - 1}) weighs "
-                f"{worst:.3g} standard deviations of the state, so that samples may fly off; up to {LARGE:g} is safe: "
-                "take smaller windows, or windows='safe'",
+                f"window: in {len(large)} of {len(self)} windows a correction weighs more than {LARGE:g} times the "
+                f"noise at the window's end (first in window {number}, fine steps {window.start} to {window.end - 1}: "
+                f"{gain:.3g} times), so that samples fly off or stay noisy; take smaller windows there, or "
+                "windows='safe'",
                 stacklevel=4,
             )
 
