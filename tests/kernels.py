@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from fastsample import GaussianMixture, noise, procedures
+from fastsample.loop import drive
 from fastsample.path import Path
 from fastsample.solvers import registry
 from fastsample.solvers.assemble import DEFAULTS
@@ -21,6 +22,29 @@ def begin(name, path, x, *, prediction="score", key=None, recorded=None, energy=
     shared = {**DEFAULTS, "prediction": prediction, **(network or {})}
     setting = procedures.Setting(path, None, shared, x, "state", key, recorded, None, False, energy)
     return procedure.make(setting, **registry.complete(procedure, options))
+
+
+SOLVERS = ("rtk-mala", "rtk-uld", "rtk-ula")
+TIMES = (2.0, 1.0, 0.4)
+
+
+def one_run(name, path=None, prediction="score", mixture=None, fn=None, batch=6, **options):
+    """The run from a fixed state of the exact network, ended; and what the network was asked."""
+    path, mixture = ou(TIMES) if path is None else path, mixture or recorded_mixture()
+    exact, energy = network_of(mixture, path, prediction)
+    x = torch.randn(batch, *mixture.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    run, asked = begin(name, path, x, prediction=prediction, energy=energy, **options), []
+
+    def network(x, t):
+        asked.append((x.clone(), float(t[0])))
+        return (fn or exact)(x, t)
+
+    drive(run, network)
+    return run, asked
+
+
+def no_energy(solver):
+    return {"estimator": "trapezoid"} if solver == "rtk-mala" else {}
 
 
 def levels(path):

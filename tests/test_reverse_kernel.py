@@ -1,22 +1,20 @@
-"""Reverse transition kernels: recorded runs, starts, predictions, calls, what is refused, the loop around them."""
+"""Reverse transition kernels: recorded runs, starts, predictions, calls, inputs, guidance."""
 
 from __future__ import annotations
 
-import json
 import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from fastsample import GaussianMixture, Network, cli, sample
-from fastsample.langevin import estimators
+from fastsample import Network, sample
 from fastsample.loop import drive
 from fastsample.path import Path
 from fastsample.procedures import kernel_target
 from fastsample.solvers.express import Network as Predicts
 
-from .kernels import Recorded, begin, network_of, ou, recorded_mixture
+from .kernels import SOLVERS, TIMES, Recorded, begin, network_of, no_energy, one_run, ou, recorded_mixture
 
 TOL = 1e-12
 ESTIMATORS = {"exact": "energy", "trap": "trapezoid", "simpson": "simpson"}
@@ -88,25 +86,6 @@ def test_recorded_uld(grid, theta):
     np.testing.assert_allclose(torch.stack(inner).reshape(d["inner_z"].shape), d["inner_z"], rtol=0, atol=TOL)
     np.testing.assert_allclose(run.stats()["friction"], d["gamma"], rtol=TOL)
     np.testing.assert_allclose(run.stats()["step_sizes"], d["tau"], rtol=TOL)
-
-
-SOLVERS = ("rtk-mala", "rtk-uld", "rtk-ula")
-TIMES = (2.0, 1.0, 0.4)
-
-
-def one_run(name, path=None, prediction="score", mixture=None, fn=None, batch=6, **options):
-    """The run from a fixed state of the exact network, ended; and what the network was asked."""
-    path, mixture = ou(TIMES) if path is None else path, mixture or recorded_mixture()
-    exact, energy = network_of(mixture, path, prediction)
-    x = torch.randn(batch, *mixture.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    run, asked = begin(name, path, x, prediction=prediction, energy=energy, **options), []
-
-    def network(x, t):
-        asked.append((x.clone(), float(t[0])))
-        return (fn or exact)(x, t)
-
-    drive(run, network)
-    return run, asked
 
 
 @pytest.mark.parametrize("law", kernel_target.STARTS)
@@ -244,8 +223,8 @@ def test_scaled_and_narrow_inputs(solver):
         level = at[float(t[0])]
         return mixture.eps(x * np.hypot(1.0, level.sigma), 1.0, level.sigma)
 
-    fed, asked = one_run(solver, path, "eps", fn=scaled, network={"input_scaling": "vp"}, **_no_energy(solver))
-    plain, _ = one_run(solver, path, "eps", **_no_energy(solver))
+    fed, asked = one_run(solver, path, "eps", fn=scaled, network={"input_scaling": "vp"}, **no_energy(solver))
+    plain, _ = one_run(solver, path, "eps", **no_energy(solver))
     torch.testing.assert_close(fed.state, plain.state, rtol=0, atol=1e-10)
     assert asked[-1][0].data_ptr() != fed.state.data_ptr()
 
@@ -263,23 +242,19 @@ def test_scaled_and_narrow_inputs(solver):
     assert solver != "rtk-mala" or 0.2 < out["acceptance"] <= 1.0
 
 
-def _no_energy(solver):
-    return {"estimator": "trapezoid"} if solver == "rtk-mala" else {}
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_guidance(solver):
     """Branches that agree give the unguided run; the accept step warns that it corrects nothing."""
     mixture, path = recorded_mixture(), ou(TIMES)
     exact, _ = network_of(mixture, path)
-    plain, _ = one_run(solver, fn=exact, **_no_energy(solver))
+    plain, _ = one_run(solver, fn=exact, **no_energy(solver))
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         both, _ = one_run(
             solver,
             fn=lambda x, t: (exact(x, t), exact(x, t)),
             network={"guidance": 3.0, "denoised": True},
-            **_no_energy(solver),
+            **no_energy(solver),
         )
     assert both.guided
     torch.testing.assert_close(both.state, plain.state, rtol=0, atol=1e-11)
@@ -287,164 +262,7 @@ def test_guidance(solver):
     shift = torch.tensor([0.3, 0.0, 0.0, 0.0], dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        options = {"network": {"guidance": 2.0}, **_no_energy(solver)}
+        options = {"network": {"guidance": 2.0}, **no_energy(solver)}
         mixed, _ = one_run(solver, fn=lambda x, t: (exact(x, t), exact(x, t) - shift), **options)
-        by_hand, _ = one_run(solver, fn=lambda x, t: exact(x, t) + shift, **_no_energy(solver))
+        by_hand, _ = one_run(solver, fn=lambda x, t: exact(x, t) + shift, **no_energy(solver))
     torch.testing.assert_close(mixed.state, by_hand.state, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("options", [{}, {"init": "prior", "estimator": "line(2)"}, {"dtype": torch.float64}], ids=str)
-def test_any_split_of_the_batch(solver, options):
-    """Equal bits: noise and uniforms belong to the sample, and so does every decision."""
-    if solver != "rtk-mala":
-        options = {name: value for name, value in options.items() if name != "estimator"}
-    network = Network(lambda x, t: x - torch.tanh(3.0 * x), "eps")  # elementwise: its own bits do not depend on a batch
-    options = {"solver": solver, "segments": 3, "inner": 3, "width": 0.3, "seed": 11, **options}
-    whole = sample(network, (10, 5), **options)
-    parts = [sample(network, (len(ids), 5), sample_ids=ids, **options) for ids in ([0, 1, 2], list(range(3, 10)))]
-    assert torch.equal(whole, torch.cat(parts))
-    assert whole.std() > 0.1
-    assert not torch.equal(whole, sample(network, (10, 5), **{**options, "seed": 12}))
-
-
-@pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_starts_alone_are_ddpm(prediction):
-    """The posterior start without moves is the sampler ddpm, draw by draw; to rounding of other coefficients."""
-    model = GaussianMixture.ring()
-    options = {"steps": 7, "grid": "uniform", "seed": 2, "dtype": torch.float64, "prediction": prediction}
-    starts = sample(model, (6, 2), solver="rtk-ula", inner=0, **options)
-    torch.testing.assert_close(starts, sample(model, (6, 2), solver="ddpm", **options), rtol=0, atol=1e-10)
-
-
-def test_uniforms_do_not_shift_the_normals():
-    """MALA that accepts all is ULA with the same seed."""
-    network = Network(lambda x, t: x - torch.tanh(3.0 * x), "eps")
-    options = {"segments": 3, "inner": 1, "init": "prior", "width": 0.3, "seed": 4, "theta": 1e-9}
-    out = {}
-    chain = sample(network, (10, 5), solver="rtk-mala", stats=out, **options)
-    assert out["acceptance"] == 1.0
-    torch.testing.assert_close(chain, sample(network, (10, 5), solver="rtk-ula", **options), rtol=0, atol=1e-5)
-
-
-def test_adapted_steps():
-    """The first step is far too long; after some segments the acceptance is near the wish."""
-    model = GaussianMixture.ring(6, 4.0, 0.3)
-    network, out, fixed = model.network("eps"), {}, {}
-    options = {"solver": "rtk-mala", "segments": 12, "inner": 4, "init": "prior", "theta": 6.0, "seed": 0}
-    sample(network, (500, 2), adapt=0.6, stats=out, **options)
-    sample(network, (500, 2), stats=fixed, **options)
-    assert np.abs(np.array(out["acceptance_per_segment"][-4:]) - 0.6).max() < 0.12
-    assert max(fixed["acceptance_per_segment"][-4:]) < 0.3
-    assert out["theta"][0] == 6.0
-    assert out["theta"][-1] < 4.0
-    assert json.loads(json.dumps(out)) == out
-
-
-def test_radii():
-    plain, _ = one_run("rtk-mala")
-    none, _ = one_run("rtk-mala", radii=(None, None))
-    assert torch.equal(plain.state, none.state)
-    close, _ = one_run("rtk-mala", radii=(1e-6, None))
-    inside, _ = one_run("rtk-mala", radii=(None, 0.5))
-    assert close.stats()["acceptance"] == inside.stats()["acceptance"] == 0.0
-    assert plain.stats()["acceptance"] > 0.3
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_through_the_loop(solver):
-    model = GaussianMixture.ring()
-    infos, out = [], {}
-    options = {"solver": solver, "segments": 4, "inner": 2, "seed": 1}
-    whole = sample(model, (8, 2), callback=infos.append, stats=out, return_trajectory=True, denoised=True, **options)
-    assert torch.equal(whole.x, sample(model, (8, 2), **options))
-    assert whole.states.shape == (5, 8, 2)
-    assert torch.equal(whole.states[-1], whole.x)
-    assert out["nfe"] == len(infos) == infos[0].calls
-    assert [info.step for info in infos] == sorted(info.step for info in infos)
-    assert out["segments"] == 4
-    data = torch.zeros(8, 2)
-    assert sample(model, data, start=2, **options).isfinite().all()
-    assert sample(Network(lambda x, t: x), (0, 2), **options).shape == (0, 2)
-    assert sample(model, (3, 2), solver=solver, stats=out).shape == (3, 2)
-    assert out["segments"] == 5
-    with pytest.raises(ValueError, match="segments: got steps too"):
-        sample(model, (3, 2), steps=4, **options)
-
-
-def test_command_line(tmp_path, capsys):
-    arguments = "sample --model mixture --solver rtk-mala --segments 5 --inner 4 -n 300 --no-progress --out"
-    assert cli.main([*arguments.split(), str(tmp_path)]) == 0
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["nfe"] == 26
-    assert report["runs"][0]["estimator"] == "energy"
-    assert 0.5 < report["acceptance"] < 1.0
-    assert report["distance"]["sliced_w2"] < 0.25
-    said = capsys.readouterr().out
-    assert "acceptance" in said
-    assert "distance to the exact law" in said
-
-
-BAD = [
-    ("rtk-mala", {"inner": 0}, "inner: got 0"),
-    ("rtk-uld", {"inner": 0, "init": "prior"}, "inner: got 0, and init='prior' makes no call"),
-    ("rtk-uld", {"inner": 1.5}, "inner: got 1.5"),
-    ("rtk-mala", {"theta": 0.0}, "theta: got 0.0"),
-    ("rtk-ula", {"theta": float("nan")}, "theta: got nan"),
-    ("rtk-uld", {"friction": -1.0}, "friction: got -1.0"),
-    ("rtk-ula", {"friction": 2.0}, "option: 'rtk-ula' has no option 'friction'"),
-    ("rtk-mala", {"init": "gauss"}, "init: got 'gauss'"),
-    ("rtk-mala", {"estimator": "line(4)"}, r"estimator: got 'line\(4\)'"),
-    ("rtk-mala", {"estimator": "energy"}, "estimator: got 'energy', but the model offers none"),
-    ("rtk-mala", {"adapt": 1.5}, "adapt: got 1.5"),
-    ("rtk-mala", {"radii": (0.0, 1.0)}, r"radii: got \(0.0, 1.0\)"),
-    ("rtk-mala", {"radii": 3.0}, "radii: got 3.0"),
-    ("rtk-mala", {"uniforms": torch.zeros(2, 2)}, r"uniforms: got shape \(2, 2\)"),
-    ("rtk-mala", {"noise": lambda draw: torch.zeros(2, 2)}, "uniforms: got none though the noise is given"),
-    ("rtk-mala", {"width": -1.0}, "width: got -1.0"),
-    ("rtk-mala", {"grad": True}, "grad: no gradient"),
-    ("rtk-uld", {"clip": 1.0}, "clip: got 1.0"),
-    ("rtk-uld", {"threshold": 0.995}, "threshold: got 0.995"),
-    ("rtk-uld", {"path": Path([0.1, 1.0], [0.9, 0.0])}, "path: ends at sigma = 0, where a network of eps"),
-    ("rtk-uld", {"path": Path([1.0, 0.1], [0.1, 0.9], reverse=True)}, "path: .* runs from noise to data"),
-    ("rtk-uld", {"path": Path([0.5, 0.5], [0.5, 0.5])}, "path: all its levels are the same"),
-]
-
-
-@pytest.mark.parametrize(("solver", "options", "message"), BAD, ids=lambda v: v if isinstance(v, str) else "")
-def test_bad_input(solver, options, message):
-    with pytest.raises(ValueError, match=message):
-        sample(Network(lambda x, t: x, "eps"), (2, 2), solver=solver, **options)
-
-
-def test_what_else_is_refused():
-    with pytest.raises(TypeError, match="dtype: got torch.bfloat16"):
-        sample(GaussianMixture.ring(), (2, 2), solver="rtk-mala", dtype=torch.bfloat16)
-    path = Path([0.1, 1.0], [0.9, 0.0])
-    with pytest.raises(ValueError, match="width: got 0 for a path to sigma = 0"):
-        sample(Network(lambda x, t: -x, "score"), (2, 2), solver="rtk-mala", path=path)
-    options, same = {"solver": "rtk-mala", "path": path, "width": 1.0}, torch.zeros(2, 2)
-    with pytest.raises(ValueError, match="model: returned the same memory from two calls"):
-        sample(Network(lambda x, t: same, "score"), (2, 2), estimator="simpson", **options)
-    bad = Network(lambda x, t: -x, "score", energy=lambda x, t: x)
-    with pytest.raises(ValueError, match=r"energy: returned shape \(2, 2\)"):
-        sample(bad, (2, 2), **options)
-    with pytest.raises(ValueError, match="estimator: got 'energy', but guidance mixes"):
-        one_run("rtk-mala", network={"guidance": 2.0}, estimator="energy")
-    with pytest.raises(TypeError, match="energy: got int"):
-        Network(lambda x, t: x, energy=3)
-    with pytest.raises(ValueError, match="width: got -1"):
-        Network(lambda x, t: x, width=-1)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("init", ["prior", "posterior"])
-def test_a_broken_network_is_noticed(solver, init):
-    """Rejected proposals would hide it."""
-    with pytest.raises(FloatingPointError, match="not finite"):
-        sample(Network(lambda x, t: x * float("nan"), "eps"), (2, 2), solver=solver, init=init, seed=0)
-
-
-def test_moves_are_refused_by_name():
-    with pytest.raises(ValueError, match="estimator: got 'line'"):
-        estimators.estimator("line")
