@@ -12,7 +12,17 @@ from torch import Tensor
 
 from fastsample.metrics import classify_digits, digit_fid
 from fastsample.models import digits
-from fastsample.models.digits import CLASSES, NULL_CLASS, PREDICTION, SHAPE, TIME, DigitsNet, held_digits, load_digits
+from fastsample.models.digits import (
+    CLASSES,
+    NULL_CLASS,
+    PREDICTION,
+    SHAPE,
+    TIME,
+    DigitsNet,
+    held_digits,
+    load_digit_ladder,
+    load_digits,
+)
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +180,15 @@ def test_samples_are_the_digits_asked_for(net: DigitsNet) -> None:
     images, _ = held_digits()
     free = ddim(net, label, steps=20, guidance=1.0)
     assert digit_fid(free) < 3 * digit_fid(images)  # 100 real digits, so the bias of small sets is in both
+
+
+def test_the_ladder_comes_nearer_to_the_shipped_network_level_by_level():
+    nets = load_digit_ladder()
+    assert [sum(p.numel() for p in net.parameters()) for net in nets[:-1]] == [86_329, 267_401]
+    images, labels = held_digits()
+    lam = torch.linspace(-4, 4, len(images))
+    alpha, sigma = (torch.sigmoid(k * lam).sqrt()[:, None, None, None] for k in (2, -2))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    small, middle, top = (net(alpha * images + sigma * noise, lam, labels) for net in nets)
+    errors = [float((v - top).square().mean()) for v in (small, middle)]
+    assert errors[1] < 0.7 * errors[0] < 0.04

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .ladder import Ladder
 from .mixture import GaussianMixture
 from .network import Network, as_network
 
@@ -36,7 +37,7 @@ def load_model(name: str, device: torch.device | str = "cpu", prediction: str | 
         ImportError: the digits need safetensors, which is missing.
     """
     if name == "digits":
-        made: Any = digits(device)
+        made: Any = digit_ladder(device) if view == "ladder" else digits(device)
     elif name == "mixture":
         made = GaussianMixture.ring()
     elif ":" in name:
@@ -57,7 +58,19 @@ def digits(device: torch.device | str = "cpu") -> Network:
     """The shipped class-conditional network of 28 x 28 digits. Conditions are labels ``(B,)`` int64, 0 to 9."""
     from . import digits as module
 
-    net = module.load_digits().to(device)
+    return _digits(module.load_digits(device))
+
+
+def digit_ladder(device: torch.device | str = "cpu") -> Ladder:
+    """The shipped network and two smaller ones for the same prediction, for multilevel samplers."""
+    from . import digits as module
+
+    return Ladder([*map(_digits, module.load_digit_ladder(device))], module.LADDER_COSTS, name="digits")
+
+
+def _digits(net: torch.nn.Module) -> Network:
+    from . import digits as module
+
     return Network(
         net,
         module.PREDICTION,
