@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kBlock, 8)
   const Staged<float>* rows = reinterpret_cast<const Staged<float>*>(shared);
   constexpr uint32_t kMask = 7u | kNeedsD | (kNoise == kKeyed ? kNeedsNoise : 0u);
   for (int64_t piece = blockIdx.x * int64_t(kBlock) + threadIdx.x; piece < l.pieces; piece += l.tiles * kBlock)
-    update_vector<float, T, 4, 1, kNoise>(a, rows[0], kMask, blockIdx.y, piece);
+    update_vector<float, T, 4, 1, kNoise>(a, FromTerms<T>{a}, rows[0], kMask, blockIdx.y, piece);
 }
 void use(const UpdateArgs& a, const Layout& l) { probe<All<DType::TYPE, PIECE>, NOISE><<<1, 1>>>(a, l); }
 """

@@ -1,8 +1,8 @@
 // The body of the update kernel: what one thread does, as host and device functions. Row and order: docs/row.md.
 #pragma once
 #include "../core/normal.h"
-#include "../core/row.h"
 #include "lanes.cuh"
+#include "staged.cuh"
 #include "storage.cuh"
 
 namespace fs::gpu {
@@ -29,13 +29,6 @@ FS_HD void pin(int64_t& x) {
 
 enum Noise { kNone, kKeyed, kGiven };
 
-// A row as a block keeps it in shared memory. 208 bytes in float32: rows of neighbouring samples hit different banks.
-template <class S>
-struct alignas(16) Staged {
-  Row<S> row;
-  uint64_t skip[kNoises];  // counters before the draw of noise r
-};
-
 // How threads are laid over the samples. A piece is what a thread takes at once: kVector elements, or one chunk.
 struct Layout {
   int64_t pieces;   // per sample
@@ -59,46 +52,6 @@ inline Layout lay_out(const UpdateArgs& a, int64_t pieces, int64_t staged_bytes,
   l.tiles = wanted > all ? all : wanted > fewest ? wanted : fewest;
   l.blocks = groups * l.tiles;
   return l;
-}
-
-// Entry `column` of staged row `i`. Columns of absent terms, outputs and noises become zero, so that the body needs no
-// counts. A step out of range becomes a row that turns every output into NaN and reads nothing.
-template <class S>
-FS_HD void stage(const UpdateArgs& a, int64_t sample, int column, Staged<S>& to) {
-  const int64_t step = a.step[a.per_sample_step ? sample : 0];
-  const bool good = step >= 0 && step < a.rows;
-  const int group = column >> 2, lane = column & 3;
-  const bool present = lane <= a.n_outs && (group < kTerms ? group < a.n_terms : group <= 8 + a.n_noises);
-  const bool limit = column == kLo || column == kHi;
-  double value = 0;
-  if (good && (present || limit || column >= kDraw)) value = a.table[step * kColumns + column];
-  if (!good && group == 8 && !limit) value = static_cast<double>(NAN);
-  if (column >= kDraw && column < kDraw + kNoises)
-    to.skip[column - kDraw] = static_cast<uint64_t>(value) * static_cast<uint64_t>(a.chunks);
-  else
-    to.row.v[column] = static_cast<S>(value);
-}
-
-// The four weights of a group with one load.
-template <class S>
-struct alignas(16) Four {
-  S v[4];
-};
-
-template <class S>
-FS_HD Four<S> four(const Staged<S>& staged, int group) {
-  Four<S> w;
-  std::memcpy(&w, __builtin_assume_aligned(staged.row.v + 4 * group, 16), sizeof w);
-  return w;
-}
-
-// What a row asks for: core's needs(), and whether D has a limit.
-constexpr uint32_t kNeedsD = 1u << 8, kNeedsNoise = 1u << 9, kLimited = 1u << 16;
-
-template <class S, int kK, int kO, int kR>
-FS_HD uint32_t mask_of(const Staged<S>& staged) {
-  const S* row = staged.row.v;
-  return needs<S>(row, kK, kO, kR) | (row[kLo] > S(-INFINITY) || row[kHi] < S(INFINITY) ? kLimited : 0u);
 }
 
 // The part without noise: kL elements of kO outputs. fetch(j) is called before terms j..j+3, x(j, lanes) gives term j;
@@ -155,9 +108,60 @@ struct All {
   FS_HD static DType of(const Operand&) { return kType; }
 };
 
+// Where a logical element of a sample lies in an operand.
+struct Place {
+  int64_t outer;
+  uint32_t at[kDims];  // at[0] is not used: the outermost dimension alone may have 2^32 elements or more
+};
+
+template <class Args>
+FS_HD Place place_of(const Args& a, int64_t i) {
+  Place p;
+  uint64_t rest = static_cast<uint64_t>(i);
+  FS_UNROLL
+  for (int dim = kDims - 1; dim > 0; --dim) {
+    p.at[dim] = 0;
+    if (dim >= a.ndim) continue;
+    const uint32_t size = static_cast<uint32_t>(a.size[dim]);
+    const uint64_t quotient =
+        rest >> 32 ? rest / size : static_cast<uint32_t>(rest) / size;  // mostly the short division
+    p.at[dim] = static_cast<uint32_t>(rest - quotient * size);
+    rest = quotient;
+  }
+  p.outer = static_cast<int64_t>(rest);
+  return p;
+}
+
+FS_HD int64_t offset_in(const Operand& o, const Place& p, int ndim, int64_t sample) {
+  int64_t at = sample * o.batch_stride + p.outer * o.stride[0];
+  FS_UNROLL
+  for (int dim = 1; dim < kDims; ++dim)
+    if (dim < ndim) at += p.at[dim] * o.stride[dim];
+  return at;
+}
+
+// Where the paths below take the terms from: the tensors of an update. T says their dtype, kE is how many elements come
+// at once. took() is told of the first four terms of an element or a piece, before anything is written there.
+template <class T>
+struct FromTerms {
+  const UpdateArgs& a;
+  FS_HD DType type(int j) const { return T::of(a.terms[j]); }
+  template <class S, int kE>
+  FS_HD void piece(int64_t sample, int64_t piece, int j, Words& to) const {
+    load<S, kE>(a.terms[j].data, type(j), sample * a.terms[j].batch_stride + piece * kE, to);
+  }
+  template <class S>
+  FS_HD void element(int64_t sample, const Place& place, int, int j, Words& to) const {
+    load<S, 1>(a.terms[j].data, type(j), offset_in(a.terms[j], place, a.ndim, sample), to);
+  }
+  template <class S, int kE, class At>
+  FS_HD void took(int64_t, const At&, const Words (&)[kAtOnce]) const {}
+};
+
 // The vector path: unit strides, aligned, whole pieces. The loads of four terms are issued before the first is used.
-template <class S, class T, int kK, int kO, Noise kNoise>
-FS_HD void update_vector(const UpdateArgs& a, const Staged<S>& staged, uint32_t mask, int64_t sample, int64_t piece) {
+template <class S, class T, int kK, int kO, Noise kNoise, class Args, class From>
+FS_HD void update_vector(const Args& a, const From& from, const Staged<S>& staged, uint32_t mask, int64_t sample,
+                         int64_t piece) {
   constexpr int kE = T::kPiece, kL = Chunk<S>::kSize, kG = kE / kL;
   constexpr int kR = kNoise == kNone ? 0 : kNoises;
   static_assert(kK == kAtOnce || kG == 1, "terms are fetched once, for all chunks of the piece");
@@ -169,15 +173,13 @@ FS_HD void update_vector(const UpdateArgs& a, const Staged<S>& staged, uint32_t 
     const auto fetch = [&](int first) {
       if (g > 0) return;
       FS_UNROLL
-      for (int j = 0; j < kAtOnce; ++j) {
-        const Operand& term = a.terms[first + j];
-        if (mask >> (first + j) & 1)
-          load<S, kE>(term.data, T::of(term), sample * term.batch_stride + piece * kE, terms[j]);
-      }
+      for (int j = 0; j < kAtOnce; ++j)
+        if (mask >> (first + j) & 1) from.template piece<S, kE>(sample, piece, first + j, terms[j]);
+      if (first == 0) from.template took<S, kE>(sample, piece, terms);
     };
     const auto x = [&](int j, S(&lanes)[kL]) {
       FS_UNROLL
-      for (int i = 0; i < kL; ++i) lanes[i] = get<S, kE>(terms[j % kAtOnce], T::of(a.terms[j]), g * kL + i);
+      for (int i = 0; i < kL; ++i) lanes[i] = get<S, kE>(terms[j % kAtOnce], from.type(j), g * kL + i);
     };
     combine_terms<S, kL, kK, kO>(staged, mask, fetch, x, acc[g]);
   }
@@ -212,41 +214,10 @@ FS_HD void update_vector(const UpdateArgs& a, const Staged<S>& staged, uint32_t 
   }
 }
 
-// Where a logical element of a sample lies in an operand.
-struct Place {
-  int64_t outer;
-  uint32_t at[kDims];  // at[0] is not used: the outermost dimension alone may have 2^32 elements or more
-};
-
-template <class Args>
-FS_HD Place place_of(const Args& a, int64_t i) {
-  Place p;
-  uint64_t rest = static_cast<uint64_t>(i);
-  FS_UNROLL
-  for (int dim = kDims - 1; dim > 0; --dim) {
-    p.at[dim] = 0;
-    if (dim >= a.ndim) continue;
-    const uint32_t size = static_cast<uint32_t>(a.size[dim]);
-    const uint64_t quotient =
-        rest >> 32 ? rest / size : static_cast<uint32_t>(rest) / size;  // mostly the short division
-    p.at[dim] = static_cast<uint32_t>(rest - quotient * size);
-    rest = quotient;
-  }
-  p.outer = static_cast<int64_t>(rest);
-  return p;
-}
-
-FS_HD int64_t offset_in(const Operand& o, const Place& p, int ndim, int64_t sample) {
-  int64_t at = sample * o.batch_stride + p.outer * o.stride[0];
-  FS_UNROLL
-  for (int dim = 1; dim < kDims; ++dim)
-    if (dim < ndim) at += p.at[dim] * o.stride[dim];
-  return at;
-}
-
 // The general path: any strides, any length, any dtypes; a piece is one chunk, element after element.
-template <class S, int kK, int kO>
-FS_HD void update_strided(const UpdateArgs& a, const Staged<S>& staged, uint32_t mask, int64_t sample, int64_t piece) {
+template <class S, int kK, int kO, class Args, class From>
+FS_HD void update_strided(const Args& a, const From& from, const Staged<S>& staged, uint32_t mask, int64_t sample,
+                          int64_t piece) {
   constexpr int kC = Chunk<S>::kSize;
   S z[kNoises][kC] = {};
   FS_UNROLL
@@ -261,13 +232,11 @@ FS_HD void update_strided(const UpdateArgs& a, const Staged<S>& staged, uint32_t
     Words terms[kAtOnce];
     const auto fetch = [&](int first) {
       FS_UNROLL
-      for (int j = 0; j < kAtOnce; ++j) {
-        const Operand& term = a.terms[first + j];
-        if (mask >> (first + j) & 1)
-          load<S, 1>(term.data, term.dtype, offset_in(term, place, a.ndim, sample), terms[j]);
-      }
+      for (int j = 0; j < kAtOnce; ++j)
+        if (mask >> (first + j) & 1) from.template element<S>(sample, place, e, first + j, terms[j]);
+      if (first == 0) from.template took<S, 1>(sample, place, terms);
     };
-    const auto x = [&](int j, S(&lanes)[1]) { lanes[0] = get<S, 1>(terms[j % kAtOnce], a.terms[j].dtype, 0); };
+    const auto x = [&](int j, S(&lanes)[1]) { lanes[0] = get<S, 1>(terms[j % kAtOnce], from.type(j), 0); };
     S acc[kO][1];
     combine_terms<S, 1, kK, kO>(staged, mask, fetch, x, acc);
     FS_ROLLED
@@ -310,9 +279,9 @@ FS_HD void update_thread(const UpdateArgs& a, const Layout& l, const Staged<S>* 
   const uint32_t mask = mask_of<S, kK, kO, kNoise == kNone ? 0 : kNoises>(staged);
   for (int64_t piece = tile * kBlock + (thread - local * width); piece < l.pieces; piece += l.tiles * kBlock) {
     if constexpr (kVector)
-      update_vector<S, T, kK, kO, kNoise>(a, staged, mask, sample, piece);
+      update_vector<S, T, kK, kO, kNoise>(a, FromTerms<T>{a}, staged, mask, sample, piece);
     else
-      update_strided<S, kK, kO>(a, staged, mask, sample, piece);
+      update_strided<S, kK, kO>(a, FromTerms<T>{a}, staged, mask, sample, piece);
   }
 }
 
@@ -322,7 +291,7 @@ FS_HD void stage_entry(const UpdateArgs& a, const Layout& l, Staged<S>* rows, in
   const int64_t group = l.tiles == 1 ? block : block / l.tiles;
   const int row = index / kColumns;
   const int64_t sample = group * l.samples + row;
-  if (sample < a.batch) stage(a, sample, index - row * kColumns, rows[row]);
+  if (sample < a.batch) stage(a, a.n_terms, kColumns, sample, index - row * kColumns, rows[row]);
 }
 
 }  // namespace fs::gpu
