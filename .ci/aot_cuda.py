@@ -2,8 +2,9 @@
 
     python .ci/aot_cuda.py [--archs 80,90,100,120]
 
-Fails on any spill, on more than 64 registers (128 for float64, whose normals call the library's log, cos and sin), and
-on more than BUDGET instructions per element on sm_90 for bf16, 3 terms, 1 output, one keyed noise.
+Fails on any spill, on more than 64 registers (128 for float64, whose normals call the library's log, cos and sin; those
+of WIDER for kernels that shared memory keeps few at once, or that run rarely), and on more than BUDGET instructions per
+element on sm_90 for bf16, 3 terms, 1 output, one keyed noise.
 
 How instructions are counted: a probe kernel runs the body of the vector path over many pieces with a row known to
 need terms 0..2, D without limits, and noise 0 (so no branch on what the row needs is left; every weight still comes
@@ -28,6 +29,7 @@ from pathlib import Path
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 FLAGS = ["-std=c++17", "-O3", "-fmad=false"]
 REGISTERS, REGISTERS_DOUBLE, BUDGET = 64, 128, 64
+WIDER = {"metropolis_held": 102, "metropolis_sums<float, Mixed<1> >": 80}
 PROBES = [("bf16", "kBF16", 8, True), ("bf16", "kBF16", 8, False), ("f32", "kF32", 4, True), ("f32", "kF32", 4, False)]
 PROBE = """
 #include "cuda/update.cuh"
@@ -139,7 +141,8 @@ def main() -> int:
         for (source, arch), found in zip(jobs, results, strict=True):
             for kernel, used, spilled in found:
                 table.setdefault(kernel, {})[arch] = f"{used}/{spilled}"
-                limit = REGISTERS_DOUBLE if "<double" in kernel or "IdNS" in kernel else REGISTERS
+                wider = [most for name, most in WIDER.items() if name in kernel]
+                limit = REGISTERS_DOUBLE if "<double" in kernel or "IdNS" in kernel else max([REGISTERS, *wider])
                 if used > limit or spilled:
                     failures.append(f"{source.name} sm_{arch} {kernel}: {used} registers, {spilled} bytes spilled")
         for kernel, cells in sorted(table.items()):

@@ -56,24 +56,20 @@ def stages() -> list[Stage]:
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         command = [sanitizer, f"--tool={tool}", "--error-exitcode=9"]
         if tool != "initcheck":  # which must see torch's kernels write what ours read
-            command += ["--kernel-name", "kernel_substring=update_kernel"]
+            for kernel in ("update_kernel", "metropolis_"):
+                command += ["--kernel-name", f"kernel_substring={kernel}"]
         command += [python, "benchmarks/gpu_driver.py"]  # without torch's caching allocator, which would hide overruns
         found.append(Stage(tool, command, 45, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, missing))
     script = ROOT / "benchmarks" / "update.py"
     reason = "" if script.exists() else "benchmarks/update.py does not exist"
     found.append(Stage("benchmark", [python, str(script), "--gpu", "--budget", "140"], 180, {}, reason))
-    for name, limit in (("schedulers", 60), ("threshold", 40), ("brownian", 40)):
+    for name, limit in (("schedulers", 60), ("threshold", 40), ("brownian", 40), ("metropolis", 40)):
         module = ROOT / "benchmarks" / f"{name}.py"
         reason = "" if module.exists() else f"benchmarks/{name}.py does not exist"
         if name == "schedulers" and importlib.util.find_spec("diffusers") is None:
             reason = "diffusers is not installed"
-        command = [
-            python,
-            str(module),
-            "--gpu",
-            *(["--min-time", "0.05", "--no-errors"] if name == "schedulers" else []),
-        ]
-        found.append(Stage(name, command, limit, {}, reason))
+        short = {"schedulers": ["--min-time", "0.05", "--no-errors"], "metropolis": ["--quick"]}
+        found.append(Stage(name, [python, str(module), "--gpu", *short.get(name, [])], limit, {}, reason))
     return found
 
 

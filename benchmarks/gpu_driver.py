@@ -1,4 +1,4 @@
-"""A small run of every CUDA path of ``update_``, for compute-sanitizer (benchmarks/gpu.py)."""
+"""A small run of every CUDA path of ``update_`` and ``metropolis_``, for compute-sanitizer (benchmarks/gpu.py)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import torch
 
 from fastsample import ops
+from tests import chains
 from tests.rows import random_call
 
 
@@ -26,6 +27,12 @@ def main() -> None:
                 key = None if call.key is None else call.key.cuda()
                 terms, given = [to_device(x) for x in call.terms], [to_device(x) for x in call.noise]
                 ops.update_(outs, terms, call.table.cuda(), call.step.cuda(), key, given)
+    # small samples, a block, clusters, two launches; pieces and element by element
+    for dtypes in ([torch.float32], [torch.float64], chains.FLOATS):
+        for seed, shape in enumerate([(70, 2), (9, 20), (3, 1026), (2, 12288), (1, 8195), (1, 33_000)]):
+            for strided in (False, True) if shape[1] < 10_000 else (False,):
+                options = {"dtypes": dtypes, "strided": strided, "per_sample": seed % 2 == 1}
+                chains.call(shape, seed, terms=4, radii=True, **options).run(ops.metropolis_, device="cuda")
     torch.cuda.synchronize()
     print("done")
 

@@ -18,6 +18,7 @@
 #include "cuda/launch.h"
 #include "torch_args.h"
 #include "torch_brownian.h"
+#include "torch_metropolis.h"
 #include "torch_reduce.h"
 
 // In libtorch_cuda; shim.h declares it only for CUDA builds.
@@ -91,6 +92,29 @@ static void rescale_cuda(Tensor rows, Tensors terms, Tensor table, Tensor step, 
   launch_rescale(a, memory.data_ptr(), static_cast<CUstream_st*>(stream));
 }
 
+static void metropolis_cuda(Tensor state, Tensor cache, Tensors outs, Tensor chain, Tensor proposal, Tensor fresh,
+                            Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key, Tensors noise,
+                            std::optional<Tensor> uniform) {
+  const MetropolisArgs a =
+      make_metropolis_args(state, cache, outs, chain, proposal, fresh, terms, table, step, key, noise, uniform);
+  const int32_t device = state.get_device_index();
+  const auto here = [&](const Tensor& x, const char* name) {
+    STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == device, name, ": must be on cuda:", device, " like state");
+  };
+  here(cache, "cache"), here(chain, "chain"), here(proposal, "proposal"), here(fresh, "fresh");
+  for (const Tensor& x : outs) here(x, "outs");
+  for (const Tensor& x : terms) here(x, "terms");
+  for (const Tensor& x : noise) here(x, "noise");
+  here(table, "table"), here(step, "step");
+  if (key) here(*key, "key");
+  if (uniform) here(*uniform, "uniform");
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const Tensor memory = workspace(state, metropolis_workspace(a, device));
+  launch_metropolis(a, memory.data_ptr(), device, static_cast<CUstream_st*>(stream));
+}
+
 }  // namespace fs
 
 STABLE_TORCH_LIBRARY_IMPL(fastsample, CUDA, m) {
@@ -98,4 +122,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastsample, CUDA, m) {
   m.impl("brownian_", TORCH_BOX(&fs::brownian_cuda));
   m.impl("threshold_", TORCH_BOX(&fs::threshold_cuda));
   m.impl("rescale_", TORCH_BOX(&fs::rescale_cuda));
+  m.impl("metropolis_", TORCH_BOX(&fs::metropolis_cuda));
 }

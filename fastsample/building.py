@@ -119,7 +119,7 @@ def cuda_library(archs: Sequence[str] = ()) -> Library:
     units = (
         *(
             Unit(f"cuda/{name}.cu", (*device, *targets), f"{name}_cuda", nvcc)
-            for name in ("update", "brownian", "threshold", "rescale")
+            for name in ("update", "brownian", "threshold", "rescale", "metropolis")
         ),
         Unit("torch_cuda.cpp", host, "torch_cuda"),
     )

@@ -41,26 +41,35 @@ FS_HD uint32_t ratio_needs(const S* row, const double* source, int operands) {
   return mask;
 }
 
+// Adds the products of operand j to q, g and h.
+template <class S, class V, int L>
+FS_HD void add_operand(const S* row, int j, const V u[L], V q[L], V g[L], V h[L]) {
+  const S* w = row + kRatio + 4 * j;
+  accumulate<S, V, L>(w[0], u, q);
+  accumulate<S, V, L>(w[1], u, g);
+  accumulate<S, V, L>(w[2], u, h);
+}
+
+// The log-ratio from the sums of products; d = u_1 - u_0 is used if bit 8 of the mask is set.
+template <class S, class V, int L>
+FS_HD void close_ratio(const S* row, uint32_t mask, const V d[L], const V q[L], const V g[L], const V h[L], V s[L]) {
+  const V kappa(row[kKappa]);
+  FS_UNROLL
+  for (int i = 0; i < L; ++i) s[i] = mask & 1u << 8 ? d[i] * q[i] : V(S(0));
+  FS_UNROLL
+  for (int i = 0; i < L; ++i) s[i] = fma(kappa * (g[i] - h[i]), g[i] + h[i], s[i]);
+}
+
 // The log-ratio of one element group. u[j] are the operands in the order state, proposal, cache, fresh, terms.
 template <class S, class V, int L, int K>
 FS_HD void log_ratio(const S* row, uint32_t mask, const V (&u)[K][L], V s[L]) {
-  V q[L], g[L], h[L];
+  V q[L], g[L], h[L], d[L];
   FS_UNROLL
-  for (int i = 0; i < L; ++i) q[i] = V(S(0)), g[i] = V(S(0)), h[i] = V(S(0));
+  for (int i = 0; i < L; ++i) q[i] = V(S(0)), g[i] = V(S(0)), h[i] = V(S(0)), d[i] = u[1][i] - u[0][i];
   FS_UNROLL
-  for (int j = 0; j < K; ++j) {
-    if (!(mask >> j & 1)) continue;
-    const S* w = row + kRatio + 4 * j;
-    accumulate<S, V, L>(w[0], u[j], q);
-    accumulate<S, V, L>(w[1], u[j], g);
-    accumulate<S, V, L>(w[2], u[j], h);
-  }
-  const V kappa(row[kKappa]);
-  FS_UNROLL
-  for (int i = 0; i < L; ++i) {
-    const V p = mask & 1u << 8 ? (u[1][i] - u[0][i]) * q[i] : V(S(0));
-    s[i] = fma(kappa * (g[i] - h[i]), g[i] + h[i], p);
-  }
+  for (int j = 0; j < K; ++j)
+    if (mask >> j & 1) add_operand<S, V, L>(row, j, u[j], q, g, h);
+  close_ratio<S, V, L>(row, mask, d, q, g, h, s);
 }
 
 // The uniform in (0, 1) of a chain. The third word of the counter is 0 in every draw of normals and has its top bit set
@@ -72,9 +81,12 @@ FS_HD double choice_uniform(uint64_t seed, uint64_t offset, uint64_t draw) {
   return uniform_wide(r[0], r[1]);
 }
 
-// log_ratio of a chain: the energies are read only if the row asks for them.
+// What the energies add to the log-ratio of a chain: they are read only if the row asks for them.
+FS_HD double energy_part(const double* row, const double* chain) {
+  return row[kEnergyFlag] != 0 ? row[kEnergyFlag] * (chain[kEnergy] - chain[kProposed]) : 0.0;
+}
 FS_HD double whole_ratio(const double* row, const double* chain, const RatioSums& sums) {
-  return (row[kEnergyFlag] != 0 ? row[kEnergyFlag] * (chain[kEnergy] - chain[kProposed]) : 0.0) + sums.s;
+  return energy_part(row, chain) + sums.s;
 }
 
 // Whether a chain accepts; a NaN in any comparison rejects.

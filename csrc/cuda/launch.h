@@ -1,6 +1,7 @@
 // Host entry of the CUDA kernels. Needs no CUDA header.
 #pragma once
 #include "../brownian_args.h"
+#include "../metropolis_args.h"
 #include "../reduce_args.h"
 
 struct CUstream_st;  // *cudaStream_t
@@ -18,5 +19,9 @@ int64_t threshold_workspace(const ThresholdArgs& args, int device);
 void launch_threshold(const ThresholdArgs& args, void* memory, int device, CUstream_st* stream);
 int64_t rescale_workspace(const RescaleArgs& args);
 void launch_rescale(const RescaleArgs& args, void* memory, CUstream_st* stream);
+
+// One inner iteration of Metropolis-adjusted chains.
+int64_t metropolis_workspace(const MetropolisArgs& args, int device);
+void launch_metropolis(const MetropolisArgs& args, void* memory, int device, CUstream_st* stream);
 
 }  // namespace fs

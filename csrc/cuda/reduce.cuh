@@ -3,13 +3,6 @@
 #include "../reduce_args.h"
 #include "update.cuh"
 
-#if defined(__CUDACC__)
-#define FS_DYNAMIC_SHARED(type, name)                    \
-  extern __shared__ __align__(16) char dynamic_shared[]; \
-  type* const name = reinterpret_cast<type*>(dynamic_shared)
-#define FS_DEVICE __device__ __forceinline__
-#endif
-
 namespace fs::gpu {
 
 constexpr int kReducePiece = 4;  // elements that a thread takes at once

@@ -1,7 +1,14 @@
-// Rows in shared memory, with the weights of absent tensors zeroed, and what they ask for.
+// Shared memory, and rows in it: with the weights of absent tensors zeroed, and what they ask for.
 #pragma once
 #include "../core/row.h"
 #include "../update_args.h"
+
+#if defined(__CUDACC__)
+#define FS_DYNAMIC_SHARED(type, name)                    \
+  extern __shared__ __align__(16) char dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(dynamic_shared)
+#define FS_DEVICE __device__ __forceinline__
+#endif
 
 namespace fs::gpu {
 

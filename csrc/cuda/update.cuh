@@ -174,7 +174,7 @@ FS_HD void update_vector(const Args& a, const From& from, const Staged<S>& stage
       if (g > 0) return;
       FS_UNROLL
       for (int j = 0; j < kAtOnce; ++j)
-        if (mask >> (first + j) & 1) from.template piece<S, kE>(sample, piece, first + j, terms[j]);
+        if (first + j < kK && (mask >> (first + j) & 1)) from.template piece<S, kE>(sample, piece, first + j, terms[j]);
       if (first == 0) from.template took<S, kE>(sample, piece, terms);
     };
     const auto x = [&](int j, S(&lanes)[kL]) {
@@ -233,7 +233,8 @@ FS_HD void update_strided(const Args& a, const From& from, const Staged<S>& stag
     const auto fetch = [&](int first) {
       FS_UNROLL
       for (int j = 0; j < kAtOnce; ++j)
-        if (mask >> (first + j) & 1) from.template element<S>(sample, place, e, first + j, terms[j]);
+        if (first + j < kK && (mask >> (first + j) & 1))
+          from.template element<S>(sample, place, e, first + j, terms[j]);
       if (first == 0) from.template took<S, 1>(sample, place, terms);
     };
     const auto x = [&](int j, S(&lanes)[1]) { lanes[0] = get<S, 1>(terms[j % kAtOnce], from.type(j), 0); };
