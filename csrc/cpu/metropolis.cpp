@@ -10,8 +10,9 @@ namespace {
 
 constexpr int kSums = 3;  // the fields of RatioSums
 
-// The sums of blocks: log-ratios of a round of lanes at a time, in the compute type, then added to the lanes in
-// float64.
+FS_HD void add_wide(double* to, double x) { *to += x; }
+
+// The sums of blocks: log-ratios of elements in the compute type, each added to its lane in float64.
 template <class V, int L>
 class Ratios {
  public:
@@ -36,68 +37,75 @@ class Ratios {
     const int lanes = fold_size(n < kLanes ? n : kLanes);
     for (int k = 0; k < kSums; ++k)
       for (int l = 0; used_[k] && l < lanes; ++l) lanes_[k][l] = 0;
-    for (int64_t i = 0; i < n; i += kLanes) round(sample, i0 + i, n - i < kLanes ? n - i : kLanes);
+    Span u[kOperands];
+    int64_t done = a.unit ? n / kStep * kStep : 0;
+    for (int j = 0; j < a.n_operands; ++j)
+      u[j] = advance({a.operands[j].data, a.operands[j].dtype}, sample * a.operands[j].batch_stride + i0);
+    if (kind_ == Kind::kF32)
+      form<Kind::kF32>(u, 0, done, done);
+    else if (kind_ == Kind::kBF16)
+      form<Kind::kBF16>(u, 0, done, done);
+    else
+      form<Kind::kAny>(u, 0, done, done);
+    for (; done < n; done += kLanes) gathered(sample, i0, done, n - done < kLanes ? n - done : kLanes);
     return {fold_lanes(0, lanes), fold_lanes(1, lanes), fold_lanes(2, lanes)};
   }
 
  private:
   static constexpr DType kType = sizeof(S) == 8 ? DType::kF64 : DType::kF32;
 
-  // Up to kLanes elements from i0 on.
-  void round(int64_t sample, int64_t i0, int64_t n) {
+  // n <= kLanes elements from `at` of the block on by way of dense buffers: any strides, any n.
+  void gathered(int64_t sample, int64_t i0, int64_t at, int64_t n) {
     Span u[kOperands];
-    const int64_t done = a.unit ? n / kStep * kStep : 0;
-    if (done) {
-      for (int j = 0; j < a.n_operands; ++j)
-        u[j] = advance({a.operands[j].data, a.operands[j].dtype}, sample * a.operands[j].batch_stride + i0);
-      if (kind_ == Kind::kF32)
-        form<Kind::kF32>(u, 0, done);
-      else if (kind_ == Kind::kBF16)
-        form<Kind::kBF16>(u, 0, done);
-      else
-        form<Kind::kAny>(u, 0, done);
+    const int64_t padded = (n + kStep - 1) / kStep * kStep;
+    for (int j = 0; j < a.n_operands; ++j) {
+      if (!(mask_ >> j & 1)) continue;
+      transfer<true>(a, a.operands[j], sample, i0 + at, n, buffer_[j]);
+      std::memset(buffer_[j] + n, 0, (padded - n) * sizeof(S));
+      u[j] = {buffer_[j], kType};
     }
-    if (done < n) {
-      const int64_t padded = (n + kStep - 1) / kStep * kStep;
-      for (int j = 0; j < a.n_operands; ++j) {
-        if (!(mask_ >> j & 1)) continue;
-        transfer<true>(a, a.operands[j], sample, i0 + done, n - done, buffer_[j] + done);
-        for (int64_t i = n; i < padded; ++i) buffer_[j][i] = S(0);
-        u[j] = {buffer_[j], kType};
-      }
-      form<sizeof(S) == 4 ? Kind::kF32 : Kind::kAny>(u, done, padded);
-    }
-    for (int k = 0; k < kSums; ++k)
-      if (used_[k]) add(formed_[k], n, lanes_[k]);
+    form<sizeof(S) == 4 ? Kind::kF32 : Kind::kAny>(u, at, padded, n);
   }
 
+  // Elements [0, n) of `u`, in vectors up to `padded`; the first is element `at` of the block.
   template <Kind kind>
-  void form(const Span* u, int64_t begin, int64_t end) {
-    constexpr int kWidth = Lane<V>::kWidth;
-    for (int64_t i = begin; i < end; i += kStep) {
-      V x[kOperands][L], s[L];
+  void form(const Span* u, int64_t at, int64_t padded, int64_t n) {
+    for (int64_t i = 0; i < padded; i += kStep) {
+      V q[L], g[L], h[L], s[L], x[L], first[L], second[L];
+      const auto take = [&](int j, V(&to)[L]) __attribute__((always_inline)) {
+        load_run<kind, L>(u[j], i, to);
+        add_operand<S, V, L>(row_.v, j, to, q, g, h);
+      };
       FS_UNROLL
-      for (int j = 0; j < kOperands; ++j) FS_UNROLL
-      for (int l = 0; l < L; ++l) {
-        x[j][l] = V(S(0));
-        if (mask_ >> j & 1) load<kind>(u[j], i + l * kWidth, x[j][l]);
-      }
-      log_ratio<S, V, L, kOperands>(row_.v, mask_, x, s);
+      for (int l = 0; l < L; ++l) q[l] = g[l] = h[l] = first[l] = second[l] = V(S(0));
+      if (mask_ & 1) take(0, first);
+      if (mask_ & 2) take(1, second);
       FS_UNROLL
-      for (int l = 0; l < L; ++l) {
-        const int64_t at = i + l * kWidth;
-        const V d = x[1][l] - x[0][l];
-        store<Kind::kAny>({formed_[0], kType}, at, s[l]);
-        if (used_[1]) store<Kind::kAny>({formed_[1], kType}, at, d * d);
-        if (used_[2]) store<Kind::kAny>({formed_[2], kType}, at, x[1][l] * x[1][l]);
-      }
+      for (int j = 2; j < kOperands; ++j)
+        if (mask_ >> j & 1) take(j, x);
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) first[l] = second[l] - first[l];
+      close_ratio<S, V, L>(row_.v, mask_, first, q, g, h, s);
+      add(0, at, i, n, s);
+      if (!(mask_ >> 9)) continue;
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) first[l] = first[l] * first[l], second[l] = second[l] * second[l];
+      if (used_[1]) add(1, at, i, n, first);
+      if (used_[2]) add(2, at, i, n, second);
     }
   }
 
-  static void add(const S* x, int64_t n, double* lanes) {
-    int64_t i = 0;
-    for (; i + kWide <= n; i += kWide) *reinterpret_cast<Doubles*>(lanes + i) += widen(x + i);
-    for (; i < n; ++i) lanes[i] += x[i];
+  // Adds the first of `n` elements that x holds from `i` on to the lanes of sum k.
+  void add(int k, int64_t at, int64_t i, int64_t n, const V* x) {
+    constexpr int kWidth = Lane<V>::kWidth;
+    if (i + kStep <= n && (at + i) % kStep == 0) {
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) add_wide(lanes_[k] + (at + i) % kLanes + l * kWidth, x[l]);
+      return;
+    }
+    S some[kStep];
+    for (int l = 0; l < L; ++l) store<Kind::kAny>({some, kType}, l * kWidth, x[l]);
+    for (int64_t e = 0; e < kStep && i + e < n; ++e) lanes_[k][(at + i + e) % kLanes] += some[e];
   }
 
   double fold_lanes(int k, int n) {
@@ -116,7 +124,7 @@ class Ratios {
   uint32_t mask_ = 0;
   bool used_[kSums];
   alignas(64) double lanes_[kSums][kLanes];
-  alignas(64) S formed_[kSums][kLanes], buffer_[kOperands][kLanes];
+  alignas(64) S buffer_[kOperands][kLanes];
 };
 
 // The moves of tiles: where the chain accepts, proposal and fresh become state and cache first.
@@ -134,12 +142,20 @@ class Moves {
     for (auto& loop : loops_) loop.prepare(source);
   }
 
-  void tile(int64_t sample, int64_t i0, int64_t n, bool accept) {
+  // Elements [i0, i0 + n) of a sample. `next`: a sample whose operands are fetched meanwhile; below 0: what is read.
+  void tile(int64_t sample, int64_t i0, int64_t n, bool accept, int64_t next) {
     if (accept) {
       copy(a.operands[kProposal], a.operands[kState], sample, i0, n);
       copy(a.operands[kFresh], a.operands[kCache], sample, i0, n);
     }
-    if (a.n_outs) loops_[accept].tile(sample, i0, n);
+    if (!a.n_outs) return;
+    if (next < 0) return loops_[accept].tile(sample, i0, n);
+    Ahead ahead;
+    ahead.later = true;
+    for (int j = 0; a.unit && j < a.n_operands; ++j)
+      ahead.span[ahead.count++] =
+          advance({a.operands[j].data, a.operands[j].dtype}, next * a.operands[j].batch_stride + i0);
+    loops_[accept].tile(sample, i0, n, ahead);
   }
 
  private:
@@ -168,12 +184,20 @@ class Moves {
   RowLoop<V, L> loops_[2];
 };
 
+// Whether a sample waits in the second-level cache until the next one has been worked on.
+bool stays(const MetropolisArgs& a) {
+  int64_t bytes = 0;
+  for (int j = 0; j < a.n_operands; ++j) bytes += size_of(a.operands[j].dtype);
+  return a.numel * bytes <= second_level_cache() / 3;
+}
+
 template <class V, int L>
 void samples(const MetropolisArgs& a, int64_t begin, int64_t end) {
-  Ratios<V, L> ratios(a);
+  Ratios<V, 4> ratios(a);
   Moves<V, L> moves(a);
   const int64_t blocks = (a.numel + kMomentBlock - 1) / kMomentBlock;
   std::vector<RatioSums> sums(blocks);
+  const bool near = stays(a);
   const double* prepared = nullptr;
   for (int64_t b = begin; b < end; ++b) {
     const double* row = row_of(a, b);
@@ -184,14 +208,15 @@ void samples(const MetropolisArgs& a, int64_t begin, int64_t end) {
     }
     for (int64_t i = 0; i < blocks; ++i) sums[i] = ratios.block(b, i);
     const bool accept = choose(a, b, sums.data(), blocks);
+    const int64_t next = near && b + 1 < end ? b + 1 : -1;
     for (int64_t i0 = 0; i0 < a.numel; i0 += kTile)
-      moves.tile(b, i0, a.numel - i0 < kTile ? a.numel - i0 : kTile, accept);
+      moves.tile(b, i0, a.numel - i0 < kTile ? a.numel - i0 : kTile, accept, next);
   }
 }
 
 template <class V, int L>
 void blocks(const MetropolisArgs& a, int64_t sample, int64_t begin, int64_t end, RatioSums* to) {
-  Ratios<V, L> ratios(a);
+  Ratios<V, 4> ratios(a);
   ratios.prepare(row_of(a, sample));
   for (int64_t i = begin; i < end; ++i) to[i - begin] = ratios.block(sample, i);
 }
@@ -204,7 +229,7 @@ void tiles(const MetropolisArgs& a, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t b = tile / per_sample, i0 = tile % per_sample * kTile;
     if (row_of(a, b) != prepared) moves.prepare(prepared = row_of(a, b));
-    moves.tile(b, i0, a.numel - i0 < kTile ? a.numel - i0 : kTile, a.chain[b * kChain + kAccept] != 0);
+    moves.tile(b, i0, a.numel - i0 < kTile ? a.numel - i0 : kTile, a.chain[b * kChain + kAccept] != 0, -1);
   }
 }
 

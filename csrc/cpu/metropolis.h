@@ -1,5 +1,7 @@
 // The loops of `metropolis` on the CPU, one build of them per instruction set, and how samples are shared by threads.
 #pragma once
+#include <unistd.h>
+
 #include <vector>
 
 #include "../metropolis_args.h"
@@ -30,6 +32,15 @@ inline const double* row_of(const MetropolisArgs& a, int64_t sample) {
   return a.table + a.step[a.per_sample_step ? sample : 0] * kDecisionColumns;
 }
 
+// Bytes of the second-level cache, or a guess.
+inline int64_t second_level_cache() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return 1 << 20;
+}
+
 // The least power of two that is not below n: what lies beyond adds nothing to a fold.
 inline int fold_size(int64_t n) {
   int size = 1;
@@ -39,9 +50,11 @@ inline int fold_size(int64_t n) {
 
 // The choice of a sample from the sums of its blocks.
 inline bool choose(const MetropolisArgs& a, int64_t sample, const RatioSums* blocks, int64_t count) {
-  RatioSums strands[kStrands] = {};
-  for (int64_t i = 0; i < count; ++i) strands[i % kStrands] = strands[i % kStrands] + blocks[i];
-  fold(strands, fold_size(count < kStrands ? count : kStrands));
+  RatioSums strands[kStrands];
+  const int used = fold_size(count < kStrands ? count : kStrands);
+  for (int i = 0; i < used; ++i) strands[i] = i < count ? blocks[i] : RatioSums{};
+  for (int64_t i = kStrands; i < count; ++i) strands[i % kStrands] = strands[i % kStrands] + blocks[i];
+  fold(strands, used);
   const double* row = row_of(a, sample);
   const double u = a.uniform ? a.uniform[sample]
                              : choice_uniform(a.key[2 * sample], a.key[2 * sample + 1],

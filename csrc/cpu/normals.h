@@ -16,6 +16,7 @@ constexpr int kWaiting = 8;
 template <class Ahead>
 void normals(uint64_t seed, uint64_t counter, int64_t n, const Ahead& ahead, float* out) {
   constexpr int kWidth = U32::kWidth, kPiece = 4 * kWidth;
+  if (n <= 4) return normals_at(seed, counter, out);  // one counter: its latency is a third of that of the lanes
   alignas(64) uint32_t words[kWaiting][4][kWidth];
   for (int64_t i = 0; i < n; i += kWaiting * kPiece) {
     const int64_t left = (n - i + kPiece - 1) / kPiece;

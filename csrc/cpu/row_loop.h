@@ -37,16 +37,16 @@ void dense(const Job<S>& job, int64_t n) {
         for (int64_t b = 0; b < bytes(job.term[j].type, L * kWidth); b += 64) __builtin_prefetch(p + b);
       }
     FS_UNROLL
-    for (int j = 0; j < K; ++j) FS_UNROLL
-    for (int l = 0; l < L; ++l) {
-      x[j][l] = V(S(0));
-      if (job.mask >> j & 1) load<kind>(job.term[j], i + l * kWidth, x[j][l]);
+    for (int j = 0; j < K; ++j) {
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) x[j][l] = V(S(0));
+      if (job.mask >> j & 1) load_run<kind, L>(job.term[j], i, x[j]);
     }
     FS_UNROLL
-    for (int r = 0; r < kNoises; ++r) FS_UNROLL
-    for (int l = 0; l < L; ++l) {
-      xi[r][l] = V(S(0));
-      if (job.mask >> (9 + r) & 1) load<Kind::kAny>(job.xi[r], i + l * kWidth, xi[r][l]);
+    for (int r = 0; r < kNoises; ++r) {
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) xi[r][l] = V(S(0));
+      if (job.mask >> (9 + r) & 1) load_run<Kind::kAny, L>(job.xi[r], i, xi[r]);
     }
     FS_UNROLL
     for (int l = 0; l < L; ++l) d[l] = V(S(0));
@@ -69,14 +69,16 @@ void dense_by_terms(const Job<typename Lane<V>::Scalar>& job, int64_t n) {
     dense<V, L, 8, kind>(job, n);
 }
 
-// What the row will read of a tile, fetched while its normals are made: memory and arithmetic then overlap.
+// What will be read, fetched while normals are made: memory and arithmetic then overlap.
 struct Ahead {
   Span span[kTerms];
   int count = 0;
+  bool later = false;  // read so late that the second-level cache is the place for it
   FS_HD void operator()(int64_t i, int64_t n) const {
     for (int s = 0; s < count; ++s) {
       const char* p = static_cast<const char*>(span[s].p);
-      for (int64_t at = bytes(span[s].type, i); at < bytes(span[s].type, i + n); at += 64) __builtin_prefetch(p + at);
+      for (int64_t at = bytes(span[s].type, i); at < bytes(span[s].type, i + n); at += 64)
+        later ? __builtin_prefetch(p + at, 0, 2) : __builtin_prefetch(p + at);
     }
   }
 };
@@ -154,7 +156,7 @@ class RowLoop {
     const int64_t padded = (n + kStep - 1) / kStep * kStep;
     const auto fetch = [&](int slot, const Operand& o) {
       transfer<true>(a, o, sample, i0, n, in[slot]);
-      for (int64_t i = n; i < padded; ++i) in[slot][i] = S(0);
+      std::memset(in[slot] + n, 0, (padded - n) * sizeof(S));
       return Span{in[slot], kType};
     };
     for (int j = 0; j < a.n_terms; ++j)

@@ -109,6 +109,12 @@ FS_HD void store_chunks(float* p, const F32 z[4]) {
   _mm512_storeu_ps(p + 48, _mm512_shuffle_ps(b, d, 0xEE));
 }
 FS_HD void stream_f32(float* p, F32 x) { _mm512_stream_ps(p, x.v); }
+// Adds the lanes to as many float64 numbers.
+FS_HD void add_wide(double* to, F32 x) {
+  const __m256 low = _mm512_castps512_ps256(x.v), high = _mm512_extractf32x8_ps(x.v, 1);
+  _mm512_storeu_pd(to, _mm512_add_pd(_mm512_loadu_pd(to), _mm512_cvtps_pd(low)));
+  _mm512_storeu_pd(to + 8, _mm512_add_pd(_mm512_loadu_pd(to + 8), _mm512_cvtps_pd(high)));
+}
 // Words below 2^31: the greater of two; the least of those above `hi`; counts of those at least `bound`; and those of
 // [lo, hi] stored side by side (up to a whole vector is written), with their number.
 FS_HD U32 load_words(const uint32_t* p) { return U32(_mm512_loadu_si512(p)); }
@@ -200,6 +206,11 @@ FS_HD void store_chunks(float* p, const F32 z[4]) {
   _mm256_storeu_ps(p + 24, _mm256_shuffle_ps(b, d, 0xEE));
 }
 FS_HD void stream_f32(float* p, F32 x) { _mm256_stream_ps(p, x.v); }
+FS_HD void add_wide(double* to, F32 x) {
+  const __m128 low = _mm256_castps256_ps128(x.v), high = _mm256_extractf128_ps(x.v, 1);
+  _mm256_storeu_pd(to, _mm256_add_pd(_mm256_loadu_pd(to), _mm256_cvtps_pd(low)));
+  _mm256_storeu_pd(to + 4, _mm256_add_pd(_mm256_loadu_pd(to + 4), _mm256_cvtps_pd(high)));
+}
 FS_HD U32 load_words(const uint32_t* p) { return U32(_mm256_loadu_si256((const __m256i*)p)); }
 FS_HD void store_words(uint32_t* p, U32 x) { _mm256_storeu_si256((__m256i*)p, x.v); }
 FS_HD U32 greater(U32 a, U32 b) { return U32(_mm256_max_epi32(a.v, b.v)); }
@@ -264,6 +275,7 @@ FS_HD void store_chunks(float* p, const F32 z[4]) {
   for (int k = 0; k < 4; ++k) p[k] = z[k].v;
 }
 FS_HD void stream_f32(float* p, F32 x) { *p = x.v; }
+FS_HD void add_wide(double* to, F32 x) { *to += x.v; }
 FS_HD U32 load_words(const uint32_t* p) { return U32(*p); }
 FS_HD void store_words(uint32_t* p, U32 x) { *p = x.v; }
 FS_HD U32 greater(U32 a, U32 b) { return U32(a.v > b.v ? a.v : b.v); }

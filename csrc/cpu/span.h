@@ -87,15 +87,32 @@ FS_HD void store(const Span& s, int64_t i, double x) {
   scalar_store(s, i, x);
 }
 
+// L vectors side by side; which dtype it is, is asked once.
+template <Kind kind, int L, class V>
+FS_HD void load_run(const Span& s, int64_t i, V (&x)[L]) {
+  constexpr int kWidth = Lane<V>::kWidth;
+  if (kind == Kind::kAny && s.type == DType::kF32 && sizeof(typename Lane<V>::Scalar) == 4) {
+    FS_UNROLL
+    for (int l = 0; l < L; ++l) load<Kind::kF32>(s, i + l * kWidth, x[l]);
+  } else if (kind == Kind::kAny && s.type == DType::kBF16 && sizeof(typename Lane<V>::Scalar) == 4) {
+    FS_UNROLL
+    for (int l = 0; l < L; ++l) load<Kind::kBF16>(s, i + l * kWidth, x[l]);
+  } else {
+    FS_UNROLL
+    for (int l = 0; l < L; ++l) load<kind>(s, i + l * kWidth, x[l]);
+  }
+}
+
 // Offsets of the collapsed dimensions for a run of logical elements.
 struct Walk {
   int64_t index[kDims];
   template <class Args>
   explicit Walk(const Args& a, int64_t i) {
-    for (int d = a.ndim - 1; d >= 0; --d) {
+    for (int d = a.ndim - 1; d > 0; --d) {
       index[d] = i % a.size[d];
       i /= a.size[d];
     }
+    index[0] = i;
   }
   template <class Args>
   int64_t offset(const Args& a, const Operand& o) const {
