@@ -68,7 +68,7 @@ def plan_for(
     steps = split_steps(entry, steps, options)
     if _same_space(entry.name, entry.model == "phase-space", network, options):
         options = {**network.space.options, **options}  # type: ignore[union-attr]  # just seen
-        schedule = network.space if schedule is None else schedule
+        schedule = network.space if schedule is None and path is None else schedule
     if path is None:
         path = usual_path(solver or SOLVER, schedule if schedule is not None else network.schedule, grid, steps)
     elif not (steps is None and schedule is None and grid is None):
@@ -124,7 +124,7 @@ def procedure_for(
     between, steps = None, split_steps(procedure, steps, options)
     if _same_space(procedure.name, procedure.model == "phase-space", network, options):
         options = {**network.space.options, **options}  # type: ignore[union-attr]  # just seen
-        schedule = network.space if schedule is None else schedule
+        schedule = network.space if schedule is None and path is None else schedule
     if path is None:
         for known in (network.schedule, procedure.usual.get("schedule"), SCHEDULE):
             schedule = known if schedule is None else schedule

@@ -58,7 +58,7 @@ def run_job(
         library.force(backend)
     procedure = procedures.get(solver)
     entry = procedure or registry.find(solver)
-    network = load_model(model_name, where, prediction, view=entry.model)
+    network = load_model(model_name, where, prediction, entry.model, options)
     sample_shape = _shape(network, shape)
     labels = _labels(network, number, classes, guidance, where)
     if fid and sample_shape != (1, 28, 28):

@@ -142,6 +142,11 @@ class PlanRun:
     def state(self) -> Tensor:
         return self._slots[0]
 
+    @property
+    def asked(self) -> Tensor:
+        """What the network sees: the state, of a plan of two parts the whole of it ``(B, 2 C, ...)``."""
+        return self._asked[self.plan.calls[0].ask]
+
     def slot(self, name: str) -> Tensor:
         """The tensor of the slot ``name`` as it is now; ``ValueError`` if the plan has none of that name."""
         names = [slot.name for slot in self.plan.slots]

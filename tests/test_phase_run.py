@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 import fastsample
 from fastsample import GaussianMixture, Network, PhaseSpace, make_path, make_plan, sample
 from fastsample.bank import Bank, halves
+from fastsample.cli import main
 from fastsample.plan import Plan, output_of, output_term
 from fastsample.solvers import names
 
@@ -230,6 +233,26 @@ def test_terms_of_outputs():
         assert len(terms) == 4 * parts
         assert all(output_of(term, parts) == key for term, key in terms.items())
     assert (output_term(0), output_term(1)) == (-1, -2)
+
+
+def test_a_path_of_ones_own():
+    path = make_path(PSLD, [1.0, 0.6, 0.3, 0.1, 0.01])
+    x = sample(RING.phase_space(), 4, solver="roba", path=path, seed=0)
+    assert torch.equal(x, sample(RING.phase_space(), 4, solver="roba", grid=path.t, steps=4, seed=0))
+
+
+def test_command_line(tmp_path, capsys):
+    """The exact network follows the process that the options name."""
+    words = ["sample", "--model", "mixture", "--steps", "6", "-n", "50", "--out", str(tmp_path), "--no-progress"]
+    assert main([*words, "--solver", "roba", "--Gamma", "0.02", "--nu", "4.02"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["nfe"] == 7
+    assert report["plan"]["options"]["Gamma"] == 0.02
+    assert report["distance"]["sliced_w2"] > 0
+    assert main([*words, "--solver", "psld-ode", "--rtol", "0.01"]) == 0
+    assert main(["plan", "sscs", "--steps", "3", "--Gamma", "0", "--nu", "4"]) == 0
+    assert main(["sample", "--model", "digits", "--solver", "roba", "--out", str(tmp_path)]) == 2
+    assert "'digits' does not say that it is a network of phase space" in capsys.readouterr().err
 
 
 def test_nfe_and_text():

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ NAMES = ("digits", "mixture")
 _VIEWS = {"ladder": "ladder", "phase-space": "phase_space"}  # kind of model -> the method that makes it
 
 
-def load_model(name: str, device: torch.device | str = "cpu", prediction: str | None = None, view: str = "") -> Network:
+def load_model(
+    name: str,
+    device: torch.device | str = "cpu",
+    prediction: str | None = None,
+    view: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> Network:
     """The network of a name.
 
     Args:
@@ -31,6 +38,7 @@ def load_model(name: str, device: torch.device | str = "cpu", prediction: str | 
         device: where a module is moved to.
         prediction: what the network predicts, if it does not say so itself.
         view: the kind of network that a solver needs (``Solver.model``); a model that has several is asked for it.
+        options: of the solver; those of a phase-space process are that of an exact network, which exists for any.
 
     Raises:
         ValueError: an unknown name, a file or factory that does not exist, or that fails.
@@ -48,7 +56,11 @@ def load_model(name: str, device: torch.device | str = "cpu", prediction: str | 
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"model: got {name!r}, allowed are {', '.join(NAMES)} and path.py:factory{hint}")
     other = getattr(made, _VIEWS[view], None) if view else None
-    network = as_network(made if other is None else other(), prediction=prediction)
+    if other is not None:
+        from ..solvers.phase.process import process_of
+
+        made = other(process_of(options or {})) if view == "phase-space" else other()
+    network = as_network(made, prediction=prediction)
     if isinstance(network.fn, torch.nn.Module):
         network.fn.to(device)
     return network
