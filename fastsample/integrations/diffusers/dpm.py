@@ -50,14 +50,23 @@ def shortened(grid: Grid) -> bool:
     return bool(grid.config["lower_order_final"]) and len(grid.times) < 15
 
 
+class Facts:
+    """Of a configuration: the order, whether steps have noise, whether three channels of the output are kept."""
+
+    def __init__(self, config: Any) -> None:
+        self.config, self.order = config, int(config["solver_order"])
+        self.noisy = str(config.get("algorithm_type", "")).startswith("sde")
+        learned = config.get("variance_type") in ("learned", "learned_range")
+        self.three = learned and config["prediction_type"] == "epsilon"
+
+
 class Multistep(Fused):
     """Mixin for classes with a list of converted outputs of earlier calls.
 
     The key of a row is ``(index, first)``: the step and the one at which the run began, where the history is empty.
     """
 
-    _order: int
-    _history: int  # how many earlier outputs a row reads at most
+    _facts: Facts | None = None
     _started: int = 0
     lower_order_nums: int
 
@@ -73,11 +82,6 @@ class Multistep(Fused):
         self._begin_index = begin_index
         if begin_index and self._bound is not None:
             self._rows().prepare([(i, begin_index) for i in range(begin_index, len(self._times))])
-
-    def _key(self, index: int) -> tuple[int, int]:
-        """Key of the row of a step, from the outputs that there are."""
-        warm = self.lower_order_nums
-        return index, index - warm if warm < self.config.solver_order else min(self._started, index)
 
     def _shift(self, converted: Tensor) -> None:
         """The list of outputs moves on by one."""
@@ -95,32 +99,33 @@ class Multistep(Fused):
         keys: Tensor | None = None,
     ) -> Tensor:
         """One step: the new state; outputs and index move on."""
-        index = self._step_index
-        if self.lower_order_nums == 0:
+        index, warm, order = self._step_index, self.lower_order_nums, self._fixed().order
+        if warm == 0:
             self._started = index
-        count = min(self.lower_order_nums, self._history)
+        count = min(warm, order - 1)
         memory = self.model_outputs[: -1 - count : -1] if count else ()
-        made = self._take(self._key(index), sample, model_output, dtypes, memory, noise, keys)
+        key = (index, index - warm if warm < order else min(self._started, index))
+        made = self._take(key, sample, model_output, dtypes, memory, noise, keys)
         self._shift(made[1])
-        if self.lower_order_nums < self.config.solver_order:
-            self.lower_order_nums += 1
+        if warm < order:
+            self.lower_order_nums = warm + 1
         self._step_index = index + 1
         return made[0]
+
+    def _fixed(self) -> Facts:
+        """What every step asks of the configuration, which is slow to read."""
+        found, config = self.__dict__.get("_facts"), self.__dict__["_internal_dict"]
+        if found is None or found.config is not config:
+            found = self._facts = Facts(config)
+        return found
 
 
 class _Dpm(Multistep):
     """The step of the multistep DPM-Solver classes and of DEIS."""
 
-    @property
-    def _history(self) -> int:  # type: ignore[override]
-        return int(self.config.solver_order) - 1
-
     def _channels(self, model_output: Tensor) -> Tensor:
         """Networks that predict a variance too: diffusers keeps three channels, whatever the state has."""
-        config = self.config
-        if config.get("variance_type") in ("learned", "learned_range") and config.prediction_type == "epsilon":
-            return model_output[:, :3]
-        return model_output
+        return model_output[:, :3] if self._fixed().three else model_output
 
 
 def _algorithm(grid: Grid) -> tuple[str, float]:
@@ -193,7 +198,7 @@ class DPMSolverMultistepScheduler(_Dpm, diffusers.DPMSolverMultistepScheduler): 
             self._init_step_index(timestep)
         model_output = self._channels(model_output)
         noise = keys = None
-        if self.config.algorithm_type in ("sde-dpmsolver", "sde-dpmsolver++"):
+        if self._fixed().noisy:
             noise = None if variance_noise is None else variance_noise.to(model_output.device, torch.float32)
             if noise is None and not (self.mode == "exact" and self._levels[self._step_index + 1] == 0.0):
                 noise, keys = self._draw(model_output, generator, torch.float32)
@@ -236,7 +241,7 @@ class EDMDPMSolverMultistepScheduler(Scaled, _Dpm, diffusers.EDMDPMSolverMultist
             self._init_step_index(timestep)
         noise = keys = None
         last = self.mode == "exact" and self._levels[self._step_index + 1] == 0.0
-        if self.config.algorithm_type == "sde-dpmsolver++" and not last:
+        if self._fixed().noisy and not last:
             noise, keys = self._draw(model_output, generator, model_output.dtype)
         wide = promoted(sample, model_output)
         prev_sample = self._advance(model_output, sample, (wide, wide), noise, keys)
