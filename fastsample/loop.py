@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from . import noise as keyed
 from . import procedures
 from .choosing import check_fit, plan_for, procedure_for
+from .hooks import Bar, Recorder, caller
 from .models.network import Network, Predictor, as_network
 from .path import Path
 from .plan import Plan
@@ -139,9 +139,9 @@ def sample(
             run = PlanRun(plan, state, **shared)
         predict = _predictor(network, run.guided, cond, uncond, state)
         known, title = (None, str(solver)) if plan is None else (len(set(plan.step_of)), plan.solver)
-        states = _Recorder(run, known, grad) if return_trajectory else None
-        hooks = [hook for hook in (states, callback and _caller(run, callback)) if hook is not None]
-        with _Bar(progress, run.calls, title) as advance, torch.inference_mode(not grad):
+        states = Recorder(run, known, grad) if return_trajectory else None
+        hooks = [hook for hook in (states, callback and caller(run, callback)) if hook is not None]
+        with Bar(progress, run.calls, title) as advance, torch.inference_mode(not grad):
             made = drive(run, predict, [*hooks, *advance])
         if check:
             check_finite(run.state)
@@ -257,54 +257,3 @@ def _predictor(network: Network, guided: bool, cond: Any, uncond: Any, state: Te
     if uncond is None and network.null_class is not None and isinstance(cond, Tensor):
         uncond = torch.full_like(cond, network.null_class)
     return network.guided(cond, uncond)
-
-
-class _Recorder:
-    """Keeps the states of the path; its memory is taken before the first call."""
-
-    def __init__(self, run: Run, steps: int | None, grad: bool) -> None:
-        self._run, self._count, self._grad = run, 1, grad
-        self._kept: list[Tensor] | Tensor
-        if grad or steps is None:
-            self._kept = [run.state if grad else run.state.clone()]
-        else:
-            self._kept = run.state.new_empty((steps + 1, *run.state.shape))
-            self._kept[0].copy_(run.state)
-
-    def __call__(self, call: int) -> None:
-        if not self._run.ends_step(call):
-            return
-        if isinstance(self._kept, list):
-            self._kept.append(self._run.state if self._grad else self._run.state.clone())
-        else:
-            self._kept[self._count].copy_(self._run.state)
-        self._count += 1
-
-    def value(self) -> Tensor:
-        return torch.stack(self._kept) if isinstance(self._kept, list) else self._kept[: self._count]
-
-
-def _caller(run: Run, callback: Callback) -> Callable[[int], Any]:
-    if not callable(callback):
-        raise TypeError(f"callback: got {type(callback).__name__}, need a callable")
-    return lambda call: callback(run.info(call))
-
-
-class _Bar:
-    """The progress bar as a context whose value is a list of no or one hook."""
-
-    def __init__(self, progress: bool | str, calls: int | None, title: str) -> None:
-        if progress not in (True, False, "always"):
-            raise ValueError(f"progress: got {progress!r}, allowed are True, False and 'always'")
-        self._bar: Any = None
-        if progress == "always" or (progress and sys.stderr.isatty()):
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=calls, desc=title, unit="call", file=sys.stderr, leave=progress == "always")
-
-    def __enter__(self) -> list[Callable[[int], Any]]:
-        return [] if self._bar is None else [lambda call: self._bar.update()]
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
