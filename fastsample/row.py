@@ -96,10 +96,11 @@ def check_table(table: Array, name: str = "table") -> None:
     """Raise ``ValueError`` unless ``table`` is ``(N, 48)`` float64: finite weights, ordered limits, whole draws."""
     if table.ndim != 2 or table.shape[1] != COLUMNS or table.dtype != np.float64:
         raise ValueError(f"{name}: got shape {table.shape} dtype {table.dtype}, allowed is (N, {COLUMNS}) float64")
-    weights = np.delete(table, [LO, HI], axis=1)
-    if not np.isfinite(weights).all():
-        i, j = np.argwhere(~np.isfinite(weights))[0]
-        raise ValueError(f"{name}: row {i} has a weight that is not finite ({weights[i, j]})")
+    finite = np.isfinite(table)
+    finite[:, LO] = finite[:, HI] = True
+    if not finite.all():
+        i, j = np.argwhere(~finite)[0]
+        raise ValueError(f"{name}: row {i} has a weight that is not finite ({table[i, j]})")
     bad = ~(table[:, LO] <= table[:, HI])
     if bad.any():
         i = int(np.argmax(bad))
