@@ -216,6 +216,28 @@ def chosen(size: int, windows: int, chains: int, shared: bool) -> np.ndarray:
     return picked[:, :, :size]
 
 
+@pytest.mark.parametrize("offset", [1, 3, 7])
+def test_one_midpoint_is_the_randomized_midpoint_on_a_grid(offset):
+    """The corrections of a window sum to the whole force at the midpoint: theta = offset / K."""
+    a = columns("plmc", 2, step_size=H, window=8, midpoints=[[offset]])
+    b = columns("rlmc", 2, step_size=H, theta=[offset / 8])
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-14)
+
+
+def test_bias_of_the_randomized_midpoint_at_equal_cost():
+    """Stationary variance on N(0, 1), integrated over theta: far nearer to 1 than LMC's at half the step."""
+    thetas, weights = np.polynomial.legendre.leggauss(4)
+    square = noise = 0.0
+    for theta, weight in zip((thetas + 1) / 2, weights / 2, strict=True):
+        a, g = columns("rlmc", 2, step_size=0.25, theta=[theta])
+        square, noise = square + weight * a.item() ** 2, noise + weight * (g @ g.T).item()
+    u = 0.25
+    closed = u * ((1 - u) ** 2 + 1) / (1 - (1 - u) ** 2 - u * u * (1 - u) - u**4 / 3)
+    assert noise / (1 - square) == pytest.approx(closed, rel=1e-13)
+    assert closed - 1 < 0.1 * (1 / (1 - u / 4) - 1)
+
+
 @pytest.mark.parametrize(("kernel", "plain"), [("plmc", "lmc"), ("plmc-underdamped", "uld")])
 def test_windows_of_one_step_are_the_plain_sampler(kernel, plain):
     options = {"friction": GAMMA} if plain == "uld" else {}

@@ -11,7 +11,7 @@ faster.
 the Gaussians with the means and variances found.  ``mixture``: 5 modes in 4 dimensions at the level (0.6, 0.8) of a
 diffusion, chains from N(0, I); distance: root mean square difference of quantiles over 64 directions to 200,000 exact
 draws.  A run is measured on its way, whenever it has made 2^n calls.  ``exact draws`` is the distance that as many
-exact draws have.  Writes langevin.csv and langevin.png.
+exact draws have.  Runs that the CSV holds are not made again.  Writes langevin.csv and langevin.png.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ KERNELS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("LMC", "lmc", 1, {}),
     ("RLMC", "rlmc", 2, {}),
     ("PLMC, K = 8, one midpoint", "plmc", 2, {"window": 8, "midpoints": "one"}),
+    ("PLMC, K = 32, one midpoint", "plmc", 2, {"window": 32, "midpoints": "one"}),
     ("MALA, energy", "mala", 1, {"estimator": "energy"}),
     ("MALA, Simpson", "mala", 2, {"estimator": "simpson"}),
     ("MALA, trapezoid", "mala", 1, {"estimator": "trapezoid"}),
     ("ULD", "uld", 1, {}),
     ("RLMC underdamped", "rlmc-underdamped", 2, {}),
     ("PLMC underdamped, K = 8, one midpoint", "plmc-underdamped", 2, {"window": 8, "midpoints": "one"}),
+    ("PLMC underdamped, K = 32, one midpoint", "plmc-underdamped", 2, {"window": 32, "midpoints": "one"}),
 )
 
 
@@ -180,21 +182,24 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "langevin.csv"
-    parts = arguments.part or list(TITLES)
-    kept: list[list[str]] = []
+    known: set[tuple[str, str, str]] = set()
     if file.exists():
         with file.open() as handle:
-            kept = [line for line in list(csv.reader(handle))[1:] if line[0] not in parts]
-    with file.open("w", newline="") as handle:
+            known = {(line["part"], line["label"], line["theta"]) for line in csv.DictReader(handle)}
+    with file.open("a", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerows([COLUMNS, *kept])
-        for part in parts:
+        if not known:
+            writer.writerow(COLUMNS)
+        for part in arguments.part or list(TITLES):
             problem = Problem(part, arguments.chains)
-            floor = float(np.mean([problem.distance(problem.draw(seed)) for seed in range(10, 20)]))
-            writer.writerow((part, "exact draws", "", arguments.chains, 0, f"{floor:.5f}", "", ""))
+            if (part, "exact draws", "") not in known:
+                floor = float(np.mean([problem.distance(problem.draw(seed)) for seed in range(10, 20)]))
+                writer.writerow((part, "exact draws", "", arguments.chains, 0, f"{floor:.5f}", "", ""))
             for case in KERNELS:
                 underdamped = case[1] == "uld" or case[1].endswith("underdamped")
                 for theta in UNDER if underdamped else OVER:
+                    if (part, case[0], str(theta)) in known:
+                        continue
                     lines = list(measure(problem, case, theta))
                     writer.writerows(lines)
                     handle.flush()

@@ -24,7 +24,7 @@ class Facts:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-_WINDOW: dict[str, Any] = {"window": 8, "midpoints": "one", "shared": False}
+_WINDOW: dict[str, Any] = {"window": 32, "midpoints": "one", "shared": False}
 _TIMES: dict[str, Any] = {"theta": None, "shared": False}
 
 KERNELS = {
