@@ -100,6 +100,15 @@ def test_a_run_reports_an_ar1_chain_as_what_it_is():
         assert run.report.rhat[0] < 1.01
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_large_states_are_watched_in_any_dtype(dtype):
+    x = torch.zeros(2, 3, 20, dtype=dtype)
+    score = langevin.Score(lambda y: -y)
+    run = langevin.sample(score, x, kernel="lmc", steps=9, step_size=0.1, seed=0, trace=True)
+    seen = run.trace.double().square().mean((2, 3))
+    assert run.report.rhat[1] == pytest.approx(split_rhat(seen.numpy()), rel=1e-3)
+
+
 def test_what_is_watched_and_said():
     x = torch.zeros(6, 3, 20)
     run = langevin.sample(gaussian(), x, steps=40, step_size=0.1, seed=0)

@@ -120,7 +120,8 @@ def _checked(monitor: Callable[[Tensor], Any]) -> Monitor:
 def _summary(places: Tensor) -> Monitor:
     def see(x: Tensor) -> Tensor:
         flat = x.reshape(len(x), -1)
-        square = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32).square() / flat.shape[1]
-        return torch.cat([flat.mean(1, keepdim=True), square[:, None], flat[:, places]], dim=1)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        square = torch.linalg.vector_norm(flat, dim=1, keepdim=True, dtype=wide).square() / flat.shape[1]
+        return torch.cat([flat.mean(1, keepdim=True, dtype=wide), square, flat[:, places].to(wide)], dim=1)
 
     return see
