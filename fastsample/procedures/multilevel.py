@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from fastsample import noise, row
-from fastsample.path import Array, Path
+from fastsample.path import Array
 from fastsample.procedures.registry import Procedure, Setting, add
 from fastsample.run import Output, PlanRun, Recorded, StepInfo, check_output
 from fastsample.solvers import assemble as plans
 from fastsample.solvers import multilevel as levels_of
 from fastsample.solvers.express import Network
 from fastsample.solvers.fine_tables import FineTable, fine_table
-from fastsample.solvers.registry import check_range
 from fastsample.solvers.step import Step
 
 STREAM = 0x4D4C454D  # of the keys that levels are drawn from
@@ -48,16 +47,20 @@ class Multilevel:
         table: the base steps.
         p: probabilities ``(N, K + 1)``.
         flags: Bernoullis ``(N, K + 1)``, or ``(B, N, K + 1)`` for levels drawn per sample.
+        draws: how they were drawn, for the expected cost in `stats`.
 
     Raises:
         ValueError: an option of the network that multilevel steps cannot honour, too many levels for a row.
     """
 
-    def __init__(self, setting: Setting, table: FineTable, p: Array, flags: levels_of.Flags) -> None:
+    def __init__(
+        self, setting: Setting, table: FineTable, p: Array, flags: levels_of.Flags, draws: str = "independent"
+    ) -> None:
         network = dict(setting.network)
         _check(network, setting)
         assert setting.costs is not None
-        self._setting, self._table, self._p, self._costs = setting, table, p, np.asarray(setting.costs)
+        self._setting, self._table, self._costs = setting, table, np.asarray(setting.costs)
+        self._expected = levels_of.expected_cost(p, setting.costs, draws)
         self.guided = network["guidance"] is not None
         self._shares = (1.0,) if not self.guided else (network["guidance"], 1.0 - network["guidance"])
         count = p.shape[1]
@@ -71,6 +74,7 @@ class Multilevel:
             last = np.zeros((*self._omega.shape[:-2], 1, count))
             last[..., -1] = 1.0
             self._omega = np.concatenate([self._omega, last], axis=-2)
+            self._expected += setting.costs[-1]
         self._prepare(network)
 
     def _prepare(self, network: dict[str, Any]) -> None:
@@ -150,6 +154,7 @@ class Multilevel:
         return {
             "calls_per_level": mean.tolist(),
             "cost": float(mean @ self._costs),
+            "expected_cost": self._expected,
             "cost_of_last_level": float(steps * self._costs[-1]),
             "costs": self._costs.tolist(),
         }
@@ -206,39 +211,6 @@ def _check(network: dict[str, Any], setting: Setting) -> None:
         raise ValueError(f"guidance: got {guidance!r}, allowed are None and one number")
 
 
-def probabilities(
-    path: Path,
-    costs: Sequence[float],
-    *,
-    p: Any,
-    rates: Any,
-    budget: float | None,
-    gamma: float,
-    final: int,
-    draws: str,
-) -> Array:
-    """The table ``(N, K + 1)`` that the options name; see `multilevel`."""
-    given = [name for name, value in (("p", p), ("rates", rates), ("budget", budget)) if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"{given[1]}: got {given[0]} too; both say how often levels are asked, give one of them")
-    n, count = path.steps, len(costs)
-    if p is not None:
-        made = levels_of.check_probabilities("p", p, n, count)
-    elif rates is not None:
-        per_unit = np.asarray(rates, dtype=np.float64)
-        if per_unit.shape != (count,) or not (per_unit > 0).all():
-            raise ValueError(f"rates: got {rates!r}, need {count} numbers above 0, one per level")
-        made = np.minimum(1.0, np.abs(np.diff(path.t))[:, None] * per_unit)
-    else:
-        check_range("gamma", gamma, 0.0)
-        share = check_range("budget", 0.25 if budget is None else budget, 0.0, 1.0)
-        made = levels_of.at_cost(lambda c: levels_of.law(count, gamma, c), share * n * costs[-1], costs, n, draws)
-    if isinstance(final, bool) or not isinstance(final, int) or not 0 <= final <= n:
-        raise ValueError(f"final: got {final!r}, allowed are 0..{n} steps")
-    made[n - final :] = 1.0
-    return made
-
-
 def multilevel(
     setting: Setting,
     *,
@@ -271,12 +243,14 @@ def multilevel(
     if setting.costs is None:
         raise ValueError("model: 'ml-em' needs a ladder of networks; got one network (see fastsample.Ladder)")
     costs = setting.costs
-    made = probabilities(setting.path, costs, p=p, rates=rates, budget=budget, gamma=gamma, final=final, draws=draws)
+    made = levels_of.probabilities(
+        setting.path, costs, p=p, rates=rates, budget=budget, gamma=gamma, final=final, draws=draws
+    )
     keys = noise.keys(0, len(setting.x)) if setting.key is None else setting.key.cpu()
     stream = noise.fold_in(noise.fold_in(keys[:1] if shared else keys, STREAM), level_seed)
     uniforms = noise.uniform((len(stream), *made.shape), stream).double().numpy()
     flags = levels_of.draw(made, uniforms, draws)
-    return Multilevel(setting, fine, made, flags[0] if shared else flags)
+    return Multilevel(setting, fine, made, flags[0] if shared else flags, draws)
 
 
 PAPER = "Jacot 2026, arXiv 2603.24594"

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastsample.path import Array
-from fastsample.solvers.registry import check_choice
+from fastsample.path import Array, Path
+from fastsample.solvers.registry import check_choice, check_range
 
 DRAWS = ("independent", "nested", "systematic")
 Flags = npt.NDArray[np.bool_]
@@ -105,6 +105,39 @@ def check_probabilities(name: str, value: Any, steps: int, levels: int) -> Array
     if not ((p > 0.0) & (p <= 1.0)).all():
         raise ValueError(f"{name}: got {p[~((p > 0) & (p <= 1))][0]}, allowed are probabilities above 0 and up to 1")
     return p
+
+
+def probabilities(
+    path: Path,
+    costs: Sequence[float],
+    *,
+    p: Any,
+    rates: Any,
+    budget: float | None,
+    gamma: float,
+    final: int,
+    draws: str,
+) -> Array:
+    """The table ``(N, K + 1)`` that the options name; see `fastsample.procedures.multilevel`."""
+    given = [name for name, value in (("p", p), ("rates", rates), ("budget", budget)) if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{given[1]}: got {given[0]} too; both say how often levels are asked, give one of them")
+    n, count = path.steps, len(costs)
+    if p is not None:
+        made = check_probabilities("p", p, n, count)
+    elif rates is not None:
+        per_unit = np.asarray(rates, dtype=np.float64)
+        if per_unit.shape != (count,) or not (per_unit > 0).all():
+            raise ValueError(f"rates: got {rates!r}, need {count} numbers above 0, one per level")
+        made = np.minimum(1.0, np.abs(np.diff(path.t))[:, None] * per_unit)
+    else:
+        check_range("gamma", gamma, 0.0)
+        share = check_range("budget", 0.25 if budget is None else budget, 0.0, 1.0)
+        made = at_cost(lambda c: law(count, gamma, c), share * n * costs[-1], costs, n, draws)
+    if isinstance(final, bool) or not isinstance(final, int) or not 0 <= final <= n:
+        raise ValueError(f"final: got {final!r}, allowed are 0..{n} steps")
+    made[n - final :] = 1.0
+    return made
 
 
 def draw(p: Array, uniforms: Array, kind: str) -> Flags:
