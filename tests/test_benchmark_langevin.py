@@ -1,4 +1,4 @@
-"""benchmarks.metropolis: ours and the peer by hand do one job, and a tiny run writes what it says.  Nothing is timed."""
+"""benchmarks.metropolis: ours and the peer by hand do one job; a tiny run writes what it says.  Nothing is timed."""
 
 from __future__ import annotations
 
