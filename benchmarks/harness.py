@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 Advance = Callable[[], None]
+Clock = Callable[[], float]
 Active = Callable[[], contextlib.AbstractContextManager[None]]
 
 BLOCK_S = 0.002  # a timed block lasts at least this long, so that the clock and the loop do not count
@@ -58,14 +59,22 @@ def ratio(of: Times, to: Times) -> tuple[float, float, float]:
 
 
 def measure(
-    programs: dict[str, Timed], device: str, min_time: float, min_rounds: int = 3, max_rounds: int = 400
+    programs: dict[str, Timed],
+    device: str,
+    min_time: float,
+    min_rounds: int = 3,
+    max_rounds: int = 400,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Times]:
     """Time the programs in turn, block by block, until each has ``min_time`` seconds and ``min_rounds`` blocks.
+
+    ``clock``: on a CPU, what is read before and after a block; ``time.thread_time`` for programs of one thread on a
+    busy machine, as it stands still while other programs have the processor.
 
     On a GPU a block is timed by events behind a wait as long as the host needs to enqueue it, so that the device does
     not wait for the host (it does for a program that reads from the device; that is part of its time).
     """
-    blocks = {name: _Block(timed, device) for name, timed in programs.items()}
+    blocks = {name: _Block(timed, device, clock) for name, timed in programs.items()}
     spent = dict.fromkeys(programs, 0.0)
     samples: dict[str, list[float]] = {name: [] for name in programs}
     rounds: dict[str, list[int]] = {name: [] for name in programs}
@@ -100,8 +109,8 @@ def host_time(timed: Timed, device: str, calls: int = 50, blocks: int = 7) -> Ti
 class _Block:
     """Some calls of one program, timed together; successive blocks go on through its copies."""
 
-    def __init__(self, timed: Timed, device: str) -> None:
-        self.timed, self.cuda, self.first, self.wait = timed, device == "cuda", 0, 0
+    def __init__(self, timed: Timed, device: str, clock: Clock) -> None:
+        self.timed, self.cuda, self.first, self.wait, self.clock = timed, device == "cuda", 0, 0, clock
         with timed.active():  # warm up: compile, touch all memory
             _wall(timed.copies, max(3, len(timed.copies)))
             if self.cuda:
@@ -111,14 +120,14 @@ class _Block:
                 torch.cuda.synchronize()
                 return
             self.calls = 1
-            while (seconds := _wall(timed.copies, self.calls)) < BLOCK_S:
+            while (seconds := _wall(timed.copies, self.calls, clock=clock)) < BLOCK_S:
                 wish = int(self.calls * BLOCK_S / max(seconds, 1e-9)) + 1
                 self.calls = max(2 * self.calls, min(64 * self.calls, wish))
 
     def run(self) -> float:
         """Seconds per call."""
         with self.timed.active():
-            seconds = self._events() if self.cuda else _wall(self.timed.copies, self.calls, self.first)
+            seconds = self._events() if self.cuda else _wall(self.timed.copies, self.calls, self.first, self.clock)
         self.first += self.calls
         return seconds / self.calls
 
@@ -138,12 +147,12 @@ def _turns(copies: Sequence[Advance], calls: int, first: int) -> list[Advance]:
     return [copies[(first + i) % len(copies)] for i in range(calls)]
 
 
-def _wall(copies: Sequence[Advance], calls: int, first: int = 0) -> float:
+def _wall(copies: Sequence[Advance], calls: int, first: int = 0, clock: Clock = time.perf_counter) -> float:
     steps = _turns(copies, calls, first)
-    start = time.perf_counter()
+    start = clock()
     for step in steps:
         step()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_bytes(step: Advance, active: Active, device: str) -> int:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     facts, timestamp, started = machine(device), now(), time.perf_counter()
     print(f"{facts['cpu']}, {options.threads} threads, torch {facts['torch']}, load {facts['load_average_at_start']}")
-    facts["note"] = options.note
+    facts |= {"note": options.note, "clock": options.clock.__name__}
     records: list[Record] = []
     promised: list[dict[str, Any]] = []
     found: list[tuple[Job, dict[str, Times]]] = []
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with torch.inference_mode():
             programs = build(job, device, not options.quick)
             timed = {name: Timed((program,), torch.inference_mode) for name, program in programs.items()}
-            times = measure(timed, device, options.min_time, min_rounds=5)
+            times = measure(timed, device, options.min_time, min_rounds=5, clock=options.clock)
         found.append((job, times))
         print(f"\n{job.name}")
         for program in times:
@@ -116,6 +116,7 @@ def plot(found: Sequence[tuple[Job, dict[str, Times]]], path: Path) -> None:
     axis.set_yticks([row + 0.4 - height / 2 for row in range(len(found))], [job.name for job, _ in found])
     axis.invert_yaxis()
     axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_xscale("log")
     axis.set_xlabel("time over that of fastsample")
     axis.grid(axis="x", alpha=0.3)
     axis.legend()
@@ -132,9 +133,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--min-time", type=float, default=0.5, help="seconds per program and job")
     parser.add_argument("--only", type=int, action="append", help=f"a job, 0..{len(JOBS) - 1}; may be repeated")
     parser.add_argument("--note", default="", help="kept in the JSON, such as what else ran on the machine")
+    parser.add_argument("--cpu-time", action="store_true", help="read the clock of the thread; needs --threads 1")
     parser.add_argument("--plot", action="store_true", help="also draw NAME.png (needs matplotlib)")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args(arguments)
+    if options.cpu_time and (options.gpu or options.threads != 1):
+        parser.error("--cpu-time: only with --threads 1 on a CPU")
+    options.clock = time.thread_time if options.cpu_time else time.perf_counter
     options.jobs = [JOBS[i] for i in options.only] if options.only else JOBS
     if options.quick:
         options.min_time = min(options.min_time, 0.1)
