@@ -116,7 +116,6 @@ def plot(found: Sequence[tuple[Job, dict[str, Times]]], path: Path) -> None:
     axis.set_yticks([row + 0.4 - height / 2 for row in range(len(found))], [job.name for job, _ in found])
     axis.invert_yaxis()
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.set_xscale("log")
     axis.set_xlabel("time over that of fastsample")
     axis.grid(axis="x", alpha=0.3)
     axis.legend()
