@@ -272,3 +272,51 @@ def test_comfyui_replace(comfy):
         assert sampling.sample_euler_ancestral(Patcher(True), X, SIGMAS / 20) == "theirs"  # its formula is another
     undo()
     assert sampling.sample_dpmpp_2m(Patcher(False), X, SIGMAS) == "theirs"
+
+
+def denoiser(x, sigma):
+    """Of a Gaussian of variance 0.25 around 1."""
+    s2 = (sigma**2)[:, None]
+    return (0.25 * x + s2) / (0.25 + s2)
+
+
+def exact(x, high, low):
+    """Its probability flow."""
+    return 1 + (x - 1) * ((0.25 + low**2) / (0.25 + high**2)) ** 0.5
+
+
+def test_dpm_fast_and_adaptive_go_from_end_to_end():
+    x = 10.0 * torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    end, infos, attempts = exact(x, 10.0, 0.05), [], []
+    fast = k.sample_dpm_fast(denoiser, x, 0.05, 10.0, 40, None, infos.append, True)
+    assert (fast - end).abs().max() < 2e-3
+    assert [info["i"] for info in infos] == list(range(14))
+    assert [float(info["sigma"]) for info in infos] == pytest.approx([10 * 200 ** (-i / 14) for i in range(14)])
+    made, info = k.sample_dpm_adaptive(
+        denoiser, x, 0.05, 10.0, None, lambda i: attempts.append(dict(i)), True, rtol=1e-4, atol=1e-4, return_info=True
+    )
+    assert (made - end).abs().max() < 1e-3
+    assert info["steps"] == info["n_accept"] + info["n_reject"] == len(attempts)
+    assert info["nfe"] == 3 * info["steps"]
+    assert attempts[-1]["n_accept"] == info["n_accept"]
+    assert all(np.isfinite(a["error"]) and a["h"] > 0 for a in attempts)
+
+
+def test_dpm_fast_and_adaptive_ask_for_noise_between_levels():
+    x, asked = torch.full((2, 3), 10.0, dtype=torch.float64), []
+
+    def sampler(a, b):
+        asked.append((float(a), float(b)))
+        return torch.zeros_like(x)
+
+    k.sample_dpm_fast(denoiser, x, 0.05, 10.0, 8, None, None, True, 1.0, 1.0, sampler)
+    assert [a for a, _ in asked[1:]] == pytest.approx([b for _, b in asked[:-1]])
+    assert (asked[0][0], asked[-1][1]) == pytest.approx((10.0, 0.05))
+    asked.clear()
+    k.sample_dpm_adaptive(denoiser, x, 0.05, 10.0, None, None, True, eta=1.0, noise_sampler=sampler)
+    assert [a for a, _ in asked[1:]] == pytest.approx([b for _, b in asked[:-1]])
+    for wrong in (0.0, -1.0):
+        with pytest.raises(ValueError, match="sigma_min, sigma_max: got"):
+            k.sample_dpm_fast(denoiser, x, wrong, 10.0, 8)
+    with pytest.raises(ValueError, match="n: got 0"):
+        k.sample_dpm_fast(denoiser, x, 0.05, 10.0, 0)

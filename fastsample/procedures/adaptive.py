@@ -61,7 +61,8 @@ class Adaptive:
         norm: E is the root mean square of that, of the whole ``"batch"`` or the largest of a sample (``"max"``).
         eta, s_noise: noise of accepted steps (0: the probability flow), and its factor.
 
-    ``accepted`` and ``rejected`` count attempts, ``told`` counts network calls.
+    ``accepted`` and ``rejected`` count attempts, ``told`` counts network calls; ``error`` is E of the last attempt,
+    ``between`` the sigma / alpha that it led from and to.
 
     Raises:
         ValueError: an option that is not allowed, a path without levels between which log-SNR is finite.
@@ -109,6 +110,7 @@ class Adaptive:
         self.accepted = self.rejected = self.told = 0
         self._ended, self._t = -1, levels[0].t
         self._preview: Tensor | None = None
+        self.error, self.between = 0.0, (levels[0].rho, levels[-1].rho)
         # made before memory is touched: it refuses all that a plan refuses
         first = self._plan(embedded(form, order, levels[0], levels[-1], self._inside), levels[-1])
         self._x = self._run(first, setting.x, setting.start).state
@@ -116,6 +118,19 @@ class Adaptive:
     @property
     def state(self) -> Tensor:
         return self._x
+
+    @property
+    def at(self) -> Level:
+        """The level of the state."""
+        return self._level
+
+    @property
+    def h(self) -> float:
+        """The next step in half log-SNR, unless the end is nearer."""
+        return self._control.h
+
+    def stats(self) -> dict[str, Any]:
+        return {"steps_accepted": self.accepted, "steps_rejected": self.rejected}
 
     def ends_step(self, call: int) -> bool:
         return call == self._ended
@@ -138,7 +153,8 @@ class Adaptive:
             plan = self._plan(embedded(self._form, self._order, start, down, self._inside), down)
             tried = yield from self._through(plan)
             low = tried.slot("low")
-            error = self._error(tried.state, low, before)
+            error = self.error = self._error(tried.state, low, before)
+            self.between = start.rho, end.rho
             if not math.isfinite(error):
                 raise FloatingPointError("the error of a step is not finite: the network returned NaN or infinity")
             if not self._control(error, h):

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from fastsample.brownian import BrownianTreeNoiseSampler
 
+from .dpm_solver import sample_dpm_adaptive as sample_dpm_adaptive
+from .dpm_solver import sample_dpm_fast as sample_dpm_fast
 from .driver import NoiseSampler, _levels, run, sampler
 from .schedules import get_sigmas_exponential, get_sigmas_karras, get_sigmas_polyexponential, get_sigmas_vp
 
@@ -169,8 +171,12 @@ def sample_dpmpp_3m_sde(
     return run(model, x, sigmas, "sde-dpmpp-3m", options, extra_args, callback, disable, noise_sampler)
 
 
+_ENDS: dict[str, Callable[..., Any]] = {  # not called with a list of sigmas
+    "sample_dpm_adaptive": sample_dpm_adaptive,
+    "sample_dpm_fast": sample_dpm_fast,
+}
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    name: value for name, value in globals().items() if name.startswith("sample_")
+    name: value for name, value in globals().items() if name.startswith("sample_") and name not in _ENDS
 }
 
 
@@ -184,16 +190,17 @@ def patch(module: ModuleType | None = None, names: Sequence[str] | None = None) 
         from importlib import import_module
 
         module = import_module("k_diffusion.sampling")
-    wanted = list(SAMPLERS) if names is None else list(names)
+    ours = {**SAMPLERS, **_ENDS}
+    wanted = list(ours) if names is None else list(names)
     before: dict[str, Any] = {}
     for name in wanted:
         theirs = getattr(module, name, None)
-        if name in SAMPLERS and theirs is not None and not _lacks(SAMPLERS[name], theirs):
+        if name in ours and theirs is not None and not _lacks(ours[name], theirs):
             before[name] = theirs
         elif names is not None:
             raise ValueError(f"names: got {name!r}, which {module.__name__} or fastsample does not have in this form")
     for name, theirs in before.items():
-        setattr(module, name, functools.wraps(theirs)(SAMPLERS[name]))
+        setattr(module, name, functools.wraps(theirs)(ours[name]))
 
     def undo() -> None:
         for name, theirs in before.items():
@@ -217,4 +224,5 @@ __all__ = [
     "sampler",
     "tree",
     *SAMPLERS,
+    *_ENDS,
 ]

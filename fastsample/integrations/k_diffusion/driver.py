@@ -160,7 +160,7 @@ def _unused(plan: Plan, call: int, draws: str) -> bool:
 class _bar:  # noqa: N801  (a context manager)
     """tqdm with the meaning of k-diffusion's ``disable``: None hides it where stderr is no terminal."""
 
-    def __init__(self, steps: int, disable: bool | None) -> None:
+    def __init__(self, steps: int | None, disable: bool | None) -> None:
         self._bar: Any = None
         if not disable:
             from tqdm.auto import tqdm
