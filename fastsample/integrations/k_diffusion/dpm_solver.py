@@ -56,9 +56,11 @@ def sample_dpm_fast(
     sigmas = np.geomspace(high, low, n + 1).tolist()
     told = None if callback is None else tell
     made = run(model, x, sigmas, "dpm-fast", options, extra_args, told, disable, draw)
-    for _ in groups:  # k-diffusion draws for every group, whatever it weighs
-        if noise_sampler is None:
-            torch.randn_like(x)
+    while True:  # k-diffusion draws for every group, whatever it weighs
+        try:
+            draw()
+        except StopIteration:
+            break
     return made
 
 
@@ -100,8 +102,8 @@ def sample_dpm_adaptive(
                 ask = None
             counts = attempts.accepted, attempts.rejected
             if counts != (info["n_accept"], info["n_reject"]):
-                if noise_sampler is None and eta == 0.0 and counts[0] > info["n_accept"]:
-                    torch.randn_like(x)  # k-diffusion draws for every accepted step, whatever it weighs
+                if eta == 0.0 and counts[0] > info["n_accept"]:
+                    draw(0)  # k-diffusion draws for every accepted step, whatever it weighs
                 info.update(steps=sum(counts), nfe=attempts.told, n_accept=counts[0], n_reject=counts[1])
                 if callback is not None:
                     callback(_attempt(attempts, info, first))
