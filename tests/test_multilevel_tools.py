@@ -109,6 +109,23 @@ def test_the_forward_gradient_is_that_of_the_objective():
     assert (estimates.mean(0) - exact).abs().le(5 * spread + 0.02 * exact.abs()).all()
 
 
+def test_conditions_are_those_of_the_samples():
+    """A level that says its condition: the pilot and the copies of a round see the same one for the same sample."""
+    seen = []
+
+    def net(x, t, label):
+        seen.append(label.reshape(-1, 3))
+        return 0.1 * x + label[:, None]
+
+    conditional = Ladder([Network(net, "eps", shape=(4,), classes=9)] * 2, [1.0, 2.0])
+    labels = torch.tensor([4, 0, 7])
+    common = {"cond": labels, "dtype": torch.float64}
+    assert pilot(conditional, (3, 4), path(4), **common).variances[:, 1].max() == 0.0
+    learn(conditional, (3, 4), path(4), price=1e-3, start=[1.0, 0.5], rounds=2, directions=2, **common)
+    assert all((part == labels).all() for part in seen)
+    assert max(map(len, seen)) == 3  # a sample, and one copy per direction
+
+
 def test_refusals():
     with pytest.raises(TypeError, match="ladder: got Network"):
         pilot(Network(lambda x, t: x), (2, 4), path(3))

@@ -34,10 +34,10 @@ class Base:
         self._mixes = [express.convert("eps", step) for step in steps]
         self._kappas = [express.kappa(step.at) for step in steps]
 
-    def eps(self, i: int, x: Tensor, level: int) -> Tensor:
-        """eps_hat ``(B, ...)`` of a level at the state of step ``i``."""
+    def eps(self, i: int, x: Tensor, level: int, index: Tensor | None = None) -> Tensor:
+        """eps_hat ``(B, ...)`` of a level at the state of step i; ``index``: whose conditions the rows of x have."""
         t = torch.full((len(x),), self.told[i], dtype=x.dtype, device=x.device)
-        out: Any = self._predict(self._kappas[i] * x, t, level)  # type: ignore[call-arg]
+        out: Any = self._predict(self._kappas[i] * x, t, level, index)  # type: ignore[call-arg]
         mix = self._mixes[i]
         made: Tensor = mix["x"] * x + mix["e"] * out
         return made

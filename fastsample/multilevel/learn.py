@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,7 +133,7 @@ def _round(
             weights, turned = _omega(share), _omega(-share / p[i] * slopes[:, None, i])
             made, tangents = torch.zeros_like(x), torch.zeros_like(moved)
             for k in range(p.shape[1]):
-                if not bool(weights[:, k].any()):
+                if not bool(weights[:, k].any() | turned[:, :, k].any()):
                     continue
                 eps, tangent = _along(base, i, k, x, moved)
                 weight = weights[:, k].to(dtype)
@@ -164,7 +163,8 @@ def _along(base: Base, i: int, level: int, x: Tensor, moved: Tensor) -> tuple[Te
     size = moved.square().mean(flat, keepdim=True).sqrt()
     small = torch.finfo(x.dtype).eps ** 0.5 / size.clamp_min(torch.finfo(x.dtype).tiny)
     small = torch.where(size > 0, small, torch.zeros_like(small))
-    both = base.eps(i, torch.cat([x, copies + small * moved]), level)
+    index = torch.arange(len(x), device=x.device).repeat(1 + directions)
+    both = base.eps(i, torch.cat([x, copies + small * moved]), level, index)
     eps, shifted = both[: len(x)], both[len(x) :]
     gap = shifted - eps.repeat(directions, *[1] * (x.ndim - 1))
     return eps, torch.where(size > 0, gap / small.clamp_min(torch.finfo(x.dtype).tiny), torch.zeros_like(gap))
@@ -175,8 +175,3 @@ def _omega(share: Tensor) -> Tensor:
     out = share.clone()
     out[..., :-1] -= share[..., 1:]
     return out
-
-
-def expected(p: Array, costs: Sequence[float]) -> float:
-    """Expected cost of a run with the table ``p``, as the descent counts it."""
-    return float(_cost(torch.from_numpy(np.asarray(p, dtype=np.float64)), torch.tensor(costs, dtype=torch.float64)))
