@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fastsample import row
 from fastsample.path import Array, Path, _frozen
 
 if TYPE_CHECKING:
@@ -118,13 +115,15 @@ class Plan:
     _text: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        from fastsample.plan_checks import check_plan, checked_table
+
         for name in ("table", "starts"):
-            object.__setattr__(self, name, _table(name, getattr(self, name)))
+            object.__setattr__(self, name, checked_table(name, getattr(self, name)))
         object.__setattr__(self, "t", _frozen("t", self.t))
         object.__setattr__(self, "targets", None if self.targets is None else _frozen("targets", self.targets))
         # through JSON and back: a private copy, of JSON values only
         object.__setattr__(self, "options", MappingProxyType(json.loads(json.dumps(dict(self.options)))))
-        _check(self)
+        check_plan(self)
 
     @property
     def nfe(self) -> int:
@@ -188,60 +187,17 @@ class Plan:
     def to_json(self) -> str:
         """The whole plan as JSON; float64 survives exactly.  Rows are stored as their non-default columns."""
         if not self._text:
-            rates = None if self.path.rates is None else self.path.rates.tolist()
-            path = {name: getattr(self.path, name).tolist() for name in ("alpha", "sigma", "t")}
-            content = {
-                "format": "fastsample plan",
-                "version": VERSION,
-                "solver": self.solver,
-                "options": dict(self.options),
-                "path": {**path, "rates": rates, "reverse": self.path.reverse},
-                "prediction": self.prediction,
-                "slots": [[s.name, s.role] for s in self.slots],
-                "prologue": [self.prologue.ask, self.prologue.terms, self.prologue.outputs],
-                "calls": [[c.ask, c.terms, c.outputs] for c in self.calls],
-                "starts": _sparse(self.starts),
-                "table": _sparse(self.table),
-                "t": self.t.tolist(),
-                **({} if self.targets is None else {"targets": self.targets.tolist()}),
-                **({} if self.parts == 1 else {"parts": self.parts}),
-                "step_of": self.step_of,
-                "draws": self.draws,
-            }
-            self._text.append(json.dumps(content, allow_nan=False))
+            from fastsample import plan_text
+
+            self._text.append(plan_text.write(self))
         return self._text[0]
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """Read ``to_json()`` back and check it.  Raises ``ValueError`` for anything else."""
-        try:
-            content = json.loads(text)
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"text: not JSON ({error})") from None
-        if not isinstance(content, dict) or content.get("format") != "fastsample plan":
-            raise ValueError("text: not a plan; allowed is what Plan.to_json() wrote")
-        if content.get("version") != VERSION:
-            raise ValueError(f"text: got plan version {content.get('version')!r}, this program reads {VERSION}")
-        try:
-            calls = [Call(int(a), tuple(t), tuple(o)) for a, t, o in [content["prologue"], *content["calls"]]]
-            return Plan(
-                solver=content["solver"],
-                options=content["options"],
-                path=Path(**content["path"]),
-                prediction=content["prediction"],
-                slots=tuple(Slot(*slot) for slot in content["slots"]),
-                prologue=calls[0],
-                starts=_dense(content["starts"]),
-                calls=tuple(calls[1:]),
-                table=_dense(content["table"]),
-                t=content["t"],
-                step_of=tuple(content["step_of"]),
-                draws=content["draws"],
-                targets=content.get("targets"),
-                parts=content.get("parts", 1),
-            )
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f"text: a damaged plan ({type(error).__name__}: {error})") from None
+        from fastsample import plan_text
+
+        return plan_text.read(text)
 
     def __str__(self) -> str:
         from fastsample.show import show_plan
@@ -337,85 +293,3 @@ def make_plan(
         denoise=denoise,
         denoised=denoised,
     )
-
-
-def _table(name: str, value: Any) -> Array:
-    table = np.array(value, dtype=np.float64) + 0.0  # -0.0 becomes 0.0: equal plans have equal text
-    row.check_table(table, name)
-    table.flags.writeable = False
-    return table
-
-
-def _sparse(table: Array) -> list[dict[str, float | str]]:
-    blank = row.blank()
-    rows = []
-    for values in table:
-        columns = np.flatnonzero(values != blank).tolist()
-        rows.append(
-            {str(c): v if abs(v) < np.inf else str(v) for c, v in zip(columns, values[columns].tolist(), strict=True)}
-        )
-    return rows
-
-
-def _dense(rows: Sequence[Mapping[str, float | str]]) -> Array:
-    table = row.blank(len(rows))
-    for values, entries in zip(table, rows, strict=True):
-        for column, value in entries.items():
-            values[int(column)] = float(value)
-    return table
-
-
-def _check(plan: Plan) -> None:
-    """Raise ``ValueError`` unless slots, calls, rows, times and draws of a plan fit together."""
-    n = len(plan.calls)
-    if n == 0:
-        raise ValueError("calls: got none, a plan has at least one")
-    if plan.starts.shape[0] != len(STARTS):
-        raise ValueError(f"starts: got {plan.starts.shape[0]} rows, allowed is {len(STARTS)} ({', '.join(STARTS)})")
-    for name, length in (("table", len(plan.table)), ("t", len(plan.t)), ("step_of", len(plan.step_of))):
-        if length != n:
-            raise ValueError(f"{name}: got {length} rows for {n} calls")
-    for name, times in (("t", plan.t), ("targets", plan.t if plan.targets is None else plan.targets)):
-        if times.shape != (n,):
-            raise ValueError(f"{name}: got shape {times.shape}, allowed is ({n},)")
-    if not plan.slots or plan.slots[0] != Slot("x", "state"):
-        raise ValueError("slots: slot 0 must be 'x' with role 'state'")
-    if plan.parts not in (1, 2):
-        raise ValueError(f"parts: got {plan.parts!r}, allowed are 1 and 2")
-    halves = [slot.role for slot in plan.slots if slot.role != "x0"]
-    if plan.parts == 2 and (len(halves) % 2 or {*halves} != {"state"} or plan.slots[len(halves) :] != plan.previews):
-        raise ValueError("slots: a plan of two parts has pairs of role 'state', then at most previews of role 'x0'")
-    if len({slot.name for slot in plan.slots}) != len(plan.slots):
-        raise ValueError(f"slots: names must differ, got {[slot.name for slot in plan.slots]}")
-    for slot in plan.slots:
-        if slot.role not in ROLES:
-            raise ValueError(f"slots: {slot.name!r} has role {slot.role!r}, allowed are {', '.join(ROLES)}")
-    if list(plan.step_of) != sorted(plan.step_of) or not 0 <= plan.step_of[0] <= plan.step_of[-1] <= plan.path.steps:
-        raise ValueError(f"step_of: must rise within 0..{plan.path.steps}, got {plan.step_of}")
-    for start in plan.starts:
-        _check_call(plan, "prologue", plan.prologue, start, 0)
-    for i, (call, values) in enumerate(zip(plan.calls, plan.table, strict=True)):
-        _check_call(plan, f"call {i}", call, values, output_term(1, plan.parts - 1, i > 0, plan.parts))
-
-
-def _check_call(plan: Plan, name: str, call: Call, values: Array, lowest: int) -> None:
-    slots = len(plan.slots)
-    if not 0 <= call.ask < slots or call.ask % plan.parts:
-        raise ValueError(f"{name}: asks slot {call.ask}, there are {slots} in groups of {plan.parts}")
-    for what, numbers, low, limit in (
-        ("terms", call.terms, lowest, row.MAX_TERMS),
-        ("outputs", call.outputs, 0, row.MAX_OUTPUTS),
-    ):
-        if not 1 <= len(numbers) <= limit or len(set(numbers)) != len(numbers):
-            raise ValueError(f"{name}: {what} {numbers}: allowed are 1 to {limit} different ones")
-        if not all(isinstance(j, int) and low <= j < slots for j in numbers):
-            raise ValueError(f"{name}: {what} {numbers}: allowed are {low}..{slots - 1}")
-    unused = [row.p(j) + k for j in range(len(call.terms), row.MAX_TERMS) for k in range(4)]
-    for k in range(len(call.outputs), row.MAX_OUTPUTS):
-        unused += [row.w(k, j) for j in range(row.MAX_TERMS)] + [row.w_d(k), row.g(k, 0), row.g(k, 1)]
-    if values[unused].any():
-        raise ValueError(f"{name}: its row has weights for terms or outputs that the call does not have")
-    for r in range(row.MAX_NOISES):
-        used = any(values[row.g(k, r)] for k in range(row.MAX_OUTPUTS))
-        if used and not values[row.DRAW + r] < plan.draws:
-            raise ValueError(f"{name}: uses draw {values[row.DRAW + r]:.0f}, the plan has {plan.draws}")
