@@ -58,7 +58,7 @@ def test_fine_steps_reach_the_law_of_the_data(name):
         mean, cov = gaussian_law(plan_of(name, steps, last="mean" if name in ODE else "full"), PSLD, 1.0, 0.5)
         off.append(abs(mean[0] - 1.0) + abs(cov[0, 0] - 0.25))
     assert off[1] < 0.12
-    assert off[1] < (0.66 if name != "psld-euler" else 0.4) * off[0] + 1e-4
+    assert off[1] < 0.66 * off[0] + 1e-4
 
 
 @pytest.mark.parametrize("word", ["nse", "rse", "nvv", "rvv"])
