@@ -11,6 +11,7 @@ import torch
 
 from fastsample import building, decision, native
 from fastsample.ops import metropolis_, use_backend
+from fastsample.ops.metropolis import ordered_sum
 from tests.chains import FLOATS, assert_equal, call
 
 ROOT = building.source_root().parent
@@ -94,13 +95,30 @@ def test_form(body, shape, dtype, hopper, ampere):
 
 
 @pytest.mark.parametrize("cluster", range(1, 9))
-def test_bits_do_not_depend_on_the_launch(body, cluster):
-    one = call((2, 30_000), 1, terms=1, outs=2, radii=True, per_sample=True)
+@pytest.mark.parametrize("numel", [30_000, 29_999])
+def test_bits_do_not_depend_on_the_launch(body, cluster, numel):
+    one = call((4, numel), 10, outs=1, energy=True, per_sample=True)
     expected, _ = one.run(metropolis_)
+    assert 0 < expected["chain"][:, 3].sum() < 4
     for shared in (0, 1 << 30):
         got, form = one.run(body, 2 * cluster, shared, cluster)
         assert_equal(got, expected, True)
-        assert form == (min(cluster, 8) if cluster in (1, 2, 3, 4, 8) else 4) * (shared > 0)
+        held = (cluster if cluster in (1, 2, 3, 4, 8) else 4) * (shared > 0)  # thread blocks that share 8 blocks
+        assert form == (held if numel % 4 == 0 else -1 - held)
+
+
+def test_the_order_of_the_sums(body):
+    """More blocks than strands, and summands from 1 to 2^-60: no other order gives the same float64."""
+    numel = 300 * 4096 + 76
+    one = call((1, numel), 1, terms=0, outs=0)
+    one.cache *= torch.exp2(-60 * torch.rand(1, numel, generator=torch.Generator().manual_seed(0)))
+    one.state.zero_()
+    one.proposal.fill_(1.0)
+    one.table[:, decision.RATIO : decision.ENERGY] = 0
+    one.table[:, decision.a(2)] = 1.0  # d q = cache
+    assert both(body, one, [HOPPER]) == [0]
+    got = one.run(body, 3, *HOPPER)[0]["chain"][0, 2]
+    assert got != one.cache.double().sum() and got == ordered_sum(one.cache)
 
 
 @pytest.mark.parametrize("machine", [HOPPER, TWO])

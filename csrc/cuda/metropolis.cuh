@@ -189,8 +189,10 @@ __global__ void __launch_bounds__(kBlock, sizeof(S) == 8 ? 4 : 5)
     field(total, kind) = own.sums[t * kChainPiece];  // of lane 0
   }
   if (blocks > 1) {  // the strands, one block each
-    __syncthreads();
-    if (p.cluster > 1) cluster_arrive(), cluster_wait();
+    if (p.cluster > 1)
+      cluster_arrive(), cluster_wait();
+    else
+      __syncthreads();
     FS_ROLLED
     for (int kind = 0; kind < kSums; ++kind) {
       if (!(asked >> kind & 1)) continue;
@@ -212,7 +214,7 @@ __global__ void __launch_bounds__(kBlock, sizeof(S) == 8 ? 4 : 5)
   if (p.cluster > 1) cluster_wait();
 }
 
-// Two launches. Sums of kind k of block b of a sample lie at sums(k, sample)[b], then energy_part() of every sample.
+// Two launches. Sum `kind` of block b of a sample lies at at(kind, sample) + b; then energy_part() of every sample.
 struct TwoPlan {
   int64_t blocks;  // of kMomentBlock elements, of a sample
   int64_t tiles;   // thread blocks of a sample in the second launch
@@ -223,11 +225,15 @@ struct TwoPlan {
   int64_t workspace(const MetropolisArgs& a) const { return 8 * (energies(a) + a.batch); }
 };
 
+// Thread blocks on a processor: element by element, the places take more registers.
+template <class S, class T>
+constexpr int kSumsAtOnce = sizeof(S) == 8  ? 4
+                            : T::kPiece > 1 ? 8
+                                            : 6;
+
 // One thread block per block of elements.
 template <class S, class T>
-__global__ void __launch_bounds__(kBlock, sizeof(S) == 8  ? 4
-                                          : T::kPiece > 1 ? 8
-                                                          : 6)
+__global__ void __launch_bounds__(kBlock, kSumsAtOnce<S, T>)
     metropolis_sums(const __grid_constant__ MetropolisArgs a, const __grid_constant__ TwoPlan p, double* to) {
   __shared__ StagedChain<S> chain;
   __shared__ double sums[kLanes];
@@ -254,7 +260,7 @@ __global__ void __launch_bounds__(kBlock, sizeof(S) == 8 ? 4 : 8)
     metropolis_moves(const __grid_constant__ MetropolisArgs a, const __grid_constant__ TwoPlan p, const double* from) {
   __shared__ StagedChain<S> chain;
   __shared__ double sums[kStrands];
-  __shared__ bool accept;
+  __shared__ bool choice;
   const int t = threadIdx.x;
   const int64_t turned = blockIdx.x / p.tiles, tile = blockIdx.x - turned * p.tiles, sample = a.batch - 1 - turned;
   if (t < kDecisionColumns) stage_chain(a, sample, t, chain);
@@ -273,8 +279,9 @@ __global__ void __launch_bounds__(kBlock, sizeof(S) == 8 ? 4 : 8)
     field(total, kind) = sums[0];
     __syncthreads();
   }
-  if (t == 0) accept = decide(a, sample, from[p.energies(a) + sample], total, tile == 0);
+  if (t == 0) choice = decide(a, sample, from[p.energies(a) + sample], total, tile == 0);
   __syncthreads();
+  const bool accept = choice;
   const auto chosen = [&](int) { return FromChosen<T>{a, accept}; };
   FS_ROLLED
   for (int64_t i = tile * kBlock + t; i * kChainPiece < a.numel; i += p.tiles * kBlock)
