@@ -63,7 +63,7 @@ def stages() -> list[Stage]:
     script = ROOT / "benchmarks" / "update.py"
     reason = "" if script.exists() else "benchmarks/update.py does not exist"
     found.append(Stage("benchmark", [python, str(script), "--gpu", "--budget", "140"], 180, {}, reason))
-    for name, limit in (("schedulers", 60), ("threshold", 40), ("brownian", 40), ("metropolis", 40)):
+    for name, limit in (("schedulers", 60), ("threshold", 40), ("brownian", 40), ("metropolis", 60)):
         module = ROOT / "benchmarks" / f"{name}.py"
         reason = "" if module.exists() else f"benchmarks/{name}.py does not exist"
         if name == "schedulers" and importlib.util.find_spec("diffusers") is None:

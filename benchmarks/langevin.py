@@ -20,6 +20,7 @@ from fastsample import decision, noise, ops, row
 
 R, V, S = 0.8, 0.3, 0.5  # alpha ratio, variance of the kernel, sigma
 TAU, GAMMA = 0.02, 2.0
+HELD = 65536  # elements of a sample that a cluster of sm_90 holds, five float32 tensors (csrc/cuda/choose_form.h)
 ROWS = 16  # steps of a run, used in turn: no uniform and no noise comes twice in a row
 
 OURS, EAGER, COPY = "fastsample", "eager", "copy"
@@ -47,6 +48,12 @@ class Job:
         half = 2 if self.network == torch.bfloat16 else 4
         state = self.batch * self.numel
         return state * (3 * 4 + 2 * half + 4 + (half if half == 2 else 0) if self.step == "mala" else 5 * 4 + half)
+
+    def moved(self, device: str) -> int:
+        """The same with what is read twice: a GPU's second launch, where a sample does not fit on chip."""
+        again = device == "cuda" and self.step == "mala" and self.numel > HELD  # chosen state and output, and x
+        half = 2 if self.network == torch.bfloat16 else 4
+        return self.bytes + (self.batch * self.numel * (8 + half) if again else 0)
 
     def tensors(self, device: str = "cpu") -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(1)

@@ -36,6 +36,7 @@ JOBS = (
     Job("uld", 1024, 64),
     Job("uld", 4, 2**20),
 )
+GPU_JOBS = (*JOBS, Job("mala", 64, 10**6))  # the last takes two launches
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.append((job, times))
         print(f"\n{job.name}")
         for program in times:
-            lines = figures(job, program, times)
+            lines = figures(job, program, times, device)
             print(f"  {program:16}" + "".join(f"  {what} {v[0]:.4g} {unit}" for what, unit, v in lines), flush=True)
             config = {"shape": [job.batch, job.numel], "dtype": "float32", "network": str(job.network)[6:]}
             for metric, unit, values in lines:
@@ -85,13 +86,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def figures(job: Job, program: str, times: dict[str, Times]) -> list[tuple[str, str, tuple[float, float, float]]]:
+def figures(
+    job: Job, program: str, times: dict[str, Times], device: str
+) -> list[tuple[str, str, tuple[float, float, float]]]:
     """Metric, unit, and median, 20 % and 80 %."""
     middle, low, high = (1e6 * q for q in times[program].quantiles())
     lines = [("time", "us", (middle, low, high))]
     if program != COPY:
-        share = [job.bytes / (8 * job.batch * job.numel) * r for r in ratio(times[COPY], times[program])]
-        lines.append(("fraction_of_copy", "1", (share[0], share[1], share[2])))
+        counts = {"fraction_of_copy": job.bytes}  # each tensor once, and for ours what it really moves
+        if program == OURS and job.moved(device) > job.bytes:
+            counts["fraction_of_copy_moved"] = job.moved(device)
+        for metric, count in counts.items():
+            share = [count / (8 * job.batch * job.numel) * r for r in ratio(times[COPY], times[program])]
+            lines.append((metric, "1", (share[0], share[1], share[2])))
     if program not in (COPY, OURS):
         lines.append((f"time_over_{OURS}", "x", ratio(times[program], times[OURS])))
     return lines
@@ -130,7 +137,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--min-time", type=float, default=0.5, help="seconds per program and job")
-    parser.add_argument("--only", type=int, action="append", help=f"a job, 0..{len(JOBS) - 1}; may be repeated")
+    parser.add_argument("--only", type=int, action="append", help=f"a job, 0..{len(JOBS) - 1}, on a GPU one more")
     parser.add_argument("--note", default="", help="kept in the JSON, such as what else ran on the machine")
     parser.add_argument("--cpu-time", action="store_true", help="read the clock of the thread; needs --threads 1")
     parser.add_argument("--plot", action="store_true", help="also draw NAME.png (needs matplotlib)")
@@ -139,7 +146,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.cpu_time and (options.gpu or options.threads != 1):
         parser.error("--cpu-time: only with --threads 1 on a CPU")
     options.clock = time.thread_time if options.cpu_time else time.perf_counter
-    options.jobs = [JOBS[i] for i in options.only] if options.only else JOBS
+    jobs = GPU_JOBS if options.gpu else JOBS
+    options.jobs = [jobs[i] for i in options.only] if options.only else jobs
     if options.quick:
         options.min_time = min(options.min_time, 0.1)
     if options.out is None:
