@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	@echo "picture: $(CURDIR)/$(OUT)/samples.png"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
