@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "cuda/choose.h"
+#include "cuda/variants.h"
 #include "torch_args.h"
 
 namespace {
@@ -16,7 +17,7 @@ struct OnHost {
     std::vector<Staged<S>> rows(l.rows);
     for (int64_t block = 0; block < l.blocks; ++block) {
       for (int i = 0; i < l.rows * kColumns; ++i) stage_entry(a, l, rows.data(), block, i);
-      for (int t = 0; t < kBlock; ++t) update_thread<S, T, kK, kO, kNoise, kVector>(a, l, rows.data(), block, t);
+      for (int t = 0; t < l.threads; ++t) update_thread<S, T, kK, kO, kNoise, kVector>(a, l, rows.data(), block, t);
     }
   }
   template <class S, class T, int kK, int kO, Noise kNoise, bool kVector>
@@ -34,8 +35,8 @@ static int64_t update_body(Tensors outs, Tensors terms, Tensor table, Tensor ste
   if (a.batch == 0 || a.numel == 0) return 0;
   const auto choice = choose<OnHost>(a);
   const int64_t staged = a.wide ? sizeof(Staged<double>) : sizeof(Staged<float>);
-  const fs::gpu::Layout l =
-      lay_out(a, (a.numel + choice.elements - 1) / choice.elements, staged, static_cast<int>(processors));
+  const fs::gpu::Layout l = lay_out(a, (a.numel + choice.elements - 1) / choice.elements, staged,
+                                    static_cast<int>(processors), variant_of(a));
   STD_TORCH_CHECK(l.rows * staged <= kStagedBytes, "staged rows do not fit");
   choice.kernel(a, l);
   const bool general = choice.kernel == OnHost::of<float, Mixed<1>, kTerms, kOutputs, kKeyed, false>() || a.wide;

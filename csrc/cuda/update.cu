@@ -7,18 +7,20 @@
 
 #include "choose.h"
 #include "launch.h"
+#include "variants.h"
 
 namespace fs {
 namespace gpu {
 namespace {
 
-// 8 blocks of 128 threads: at most 64 registers; 128 for float64, whose normals call log, cos and sin.
+// 1024 threads on a processor: at most 64 registers; 512 and 128 for float64, whose normals call log, cos and sin.
 template <class S, class T, int kK, int kO, Noise kNoise, bool kVector>
-__global__ void __launch_bounds__(kBlock, sizeof(S) == 8 ? 4 : 8)
+__global__ void __launch_bounds__(kMostThreads, (sizeof(S) == 8 ? 512 : 1024) / kMostThreads)
     update_kernel(const __grid_constant__ UpdateArgs args, const __grid_constant__ Layout layout) {
   extern __shared__ __align__(16) char shared[];
   Staged<S>* rows = reinterpret_cast<Staged<S>*>(shared);
-  for (int i = threadIdx.x; i < layout.rows * kColumns; i += kBlock) stage_entry(args, layout, rows, blockIdx.x, i);
+  for (int i = threadIdx.x; i < layout.rows * kColumns; i += layout.threads)
+    stage_entry(args, layout, rows, blockIdx.x, i);
   __syncthreads();
   update_thread<S, T, kK, kO, kNoise, kVector>(args, layout, rows, blockIdx.x, threadIdx.x);
 }
@@ -58,9 +60,10 @@ void launch_update(const UpdateArgs& a, int device, CUstream_st* stream) {
   const auto choice = choose<OnDevice>(a);
   const int64_t staged_bytes = a.wide ? sizeof(Staged<double>) : sizeof(Staged<float>);
   const int64_t pieces = (a.numel + choice.elements - 1) / choice.elements;
-  const Layout layout = lay_out(a, pieces, staged_bytes, processors_of(device));
+  const Layout layout = lay_out(a, pieces, staged_bytes, processors_of(device), variant_of(a));
   if (layout.blocks > 0x7fffffff) throw std::runtime_error("fastsample::update: too many samples for one launch");
-  choice.kernel<<<static_cast<unsigned>(layout.blocks), kBlock, layout.rows * staged_bytes, stream>>>(a, layout);
+  choice.kernel<<<static_cast<unsigned>(layout.blocks), layout.threads, layout.rows * staged_bytes, stream>>>(a,
+                                                                                                              layout);
   check(cudaGetLastError(), "launch failed");
 }
 

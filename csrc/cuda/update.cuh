@@ -2,14 +2,13 @@
 #pragma once
 #include "../core/normal.h"
 #include "lanes.cuh"
+#include "layout.h"
 #include "staged.cuh"
 #include "storage.cuh"
 
 namespace fs::gpu {
 
-constexpr int kBlock = 128;
-constexpr int kAtOnce = 4;               // terms whose loads are in flight together: 16 registers
-constexpr int kStagedBytes = 48 * 1024;  // shared memory that a block has without asking
+constexpr int kAtOnce = 4;  // terms whose loads are in flight together: 16 registers
 
 #if defined(__CUDACC__)
 #define FS_ROLLED _Pragma("unroll 1")
@@ -28,31 +27,6 @@ FS_HD void pin(int64_t& x) {
 }
 
 enum Noise { kNone, kKeyed, kGiven };
-
-// How threads are laid over the samples. A piece is what a thread takes at once: kVector elements, or one chunk.
-struct Layout {
-  int64_t pieces;   // per sample
-  int64_t tiles;    // blocks that share a sample; each strides by tiles * kBlock pieces
-  int32_t samples;  // per block; 1 when tiles > 1
-  int32_t rows;     // staged per block: 1, or one for each sample
-  int64_t blocks;
-};
-
-inline Layout lay_out(const UpdateArgs& a, int64_t pieces, int64_t staged_bytes, int processors) {
-  const auto ceil_div = [](int64_t x, int64_t y) { return (x + y - 1) / y; };
-  Layout l;
-  l.pieces = pieces;
-  int64_t samples = pieces >= kBlock ? 1 : kBlock / pieces;
-  if (a.per_sample_step && samples > kStagedBytes / staged_bytes) samples = kStagedBytes / staged_bytes;
-  l.samples = static_cast<int32_t>(samples);
-  l.rows = a.per_sample_step ? l.samples : 1;
-  const int64_t groups = ceil_div(a.batch, samples), all = ceil_div(pieces, kBlock);
-  // Enough blocks to fill every processor twice, and then up to 8 pieces a thread, so that staging a row is paid once.
-  const int64_t wanted = ceil_div(16 * static_cast<int64_t>(processors), groups), fewest = ceil_div(all, 8);
-  l.tiles = wanted > all ? all : wanted > fewest ? wanted : fewest;
-  l.blocks = groups * l.tiles;
-  return l;
-}
 
 // The part without noise: kL elements of kO outputs. fetch(j) is called before terms j..j+3, x(j, lanes) gives term j;
 // what has no weight is not asked for. The order is that of predict() and combine() in core/row.h, with D and all
@@ -272,13 +246,13 @@ FS_HD void update_strided(const Args& a, const From& from, const Staged<S>& stag
 template <class S, class T, int kK, int kO, Noise kNoise, bool kVector>
 FS_HD void update_thread(const UpdateArgs& a, const Layout& l, const Staged<S>* rows, int64_t block, int thread) {
   const int64_t group = l.tiles == 1 ? block : block / l.tiles, tile = block - group * l.tiles;
-  const int width = l.pieces < kBlock ? static_cast<int>(l.pieces) : kBlock;  // threads of a sample
+  const int width = l.pieces < l.threads ? static_cast<int>(l.pieces) : l.threads;  // threads of a sample
   const int local = thread / width;
   const int64_t sample = group * l.samples + local;
   if (local >= l.samples || sample >= a.batch) return;
   const Staged<S>& staged = rows[l.rows == 1 ? 0 : local];
   const uint32_t mask = mask_of<S, kK, kO, kNoise == kNone ? 0 : kNoises>(staged);
-  for (int64_t piece = tile * kBlock + (thread - local * width); piece < l.pieces; piece += l.tiles * kBlock) {
+  for (int64_t piece = tile * l.threads + (thread - local * width); piece < l.pieces; piece += l.stride) {
     if constexpr (kVector)
       update_vector<S, T, kK, kO, kNoise>(a, FromTerms<T>{a}, staged, mask, sample, piece);
     else
