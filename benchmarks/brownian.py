@@ -1,21 +1,18 @@
 """Noise of a Brownian path: a query of ours against torchsde's tree, as the SDE samplers ask, and a plain normal draw.
 
-    python -m benchmarks.brownian [--quick] [--gpu] [--out benchmarks/results/NAME]
+    python -m benchmarks.brownian [--quick] [--gpu] [--out FOLDER]
 
 Timed are whole 20-step Karras runs, all levels in turn, both trees at tolerance 1e-6; figures are per query.  A run
 makes its tree anew, as samplers do, with another seed, and that time counts, as does ours to prepare.  Ours twice: with
 weights made in the call, and prepared for the run.  torchsde is made as k-diffusion makes it and keeps its cache for
-the run.  Writes NAME.csv and NAME.json.
+the run.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import math
 import sys
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +24,8 @@ if __package__ in (None, ""):  # run as a file
 
 import torch
 
-from benchmarks.harness import Record, Timed, device_name, machine, measure, now, ratio, write_csv
+from benchmarks import member, plots
+from benchmarks.harness import Timed, measure, ratio
 from fastsample.brownian import BrownianTreeNoiseSampler
 from fastsample.integrations.k_diffusion.schedules import get_sigmas_karras
 
@@ -79,67 +77,30 @@ def build(shape: Sequence[int], device: str) -> tuple[dict[str, Callable[[], Any
     return programs, sum(nodes) / len(nodes)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit code 0 whatever the figures are."""
     warnings.simplefilter("ignore")
-    options = parse(arguments)
-    device = "cuda" if options.gpu else "cpu"
-    torch.set_num_threads(options.threads)
-    facts, timestamp, started = machine(device), now(), time.perf_counter()
-    print(f"{facts['cpu']}, {options.threads} threads, torch {facts['torch']}, load {facts['load_average_at_start']}")
-    records: list[Record] = []
-    promised: list[dict[str, Any]] = []
-    for shape in options.shapes:
+    options = member.parse(member.parser("brownian", __doc__, "smallest shape only, short"), argv, 0.5, 0.05, 0.3)
+    run = member.Run("brownian", options)
+    for shape in SHAPES[:1] if options.quick else SHAPES:
         with torch.inference_mode():
-            programs, nodes = build(shape, device)
+            programs, nodes = build(shape, options.device)
             timed = {name: Timed((program,), torch.inference_mode) for name, program in programs.items()}
-            times = measure(timed, device, options.min_time, min_rounds=5)
-        numel = math.prod(shape)
-        print(f"\n{'x'.join(map(str, shape))}: {nodes:.1f} nodes per query of ours")
-        for name, of in times.items():
-            per_query = [q / (STEPS - 1) for q in of.quantiles()]
-            figures = [("time", "us", tuple(1e6 * q for q in per_query))]
-            figures.append(("time_per_element", "ns", tuple(1e9 * q / numel for q in per_query)))
-            if name != PREPARED:
-                figures.append((f"time_over_{PREPARED}", "x", ratio(of, times[PREPARED])))
-            print(f"  {name:22}" + "".join(f"  {what} {v[0]:.4g} {unit}" for what, unit, v in figures), flush=True)
-            config = json.dumps({"shape": list(shape), "dtype": "float32", "threads": facts["threads"], "nodes": nodes})
-            for what, unit, values in figures:
-                axis = ("numel", "elements of the state", numel)
-                made = (config, device_name(device), timestamp, facts["fastsample"])
-                records.append(Record("brownian", name, "query", what, unit, *axis, *values, *made))
+            times = measure(timed, options.device, options.min_time, min_rounds=5)
+        name, numel = "x".join(map(str, shape)), math.prod(shape)
+        print(f"\n{name}: {nodes:.1f} nodes per query of ours")
+        for program, of in times.items():
+            middle, low, high = (q / (STEPS - 1) for q in of.quantiles())
+            lines: list[member.Figure] = [("time", "us", (1e6 * middle, 1e6 * low, 1e6 * high))]
+            lines.append(("time_per_element", "ns", (1e9 * middle / numel, 1e9 * low / numel, 1e9 * high / numel)))
+            if program != PREPARED:
+                lines.append((f"time_over_{PREPARED}", "x", ratio(of, times[PREPARED])))
+            print(f"  {program:22}" + "".join(f"  {what} {v[0]:.4g} {unit}" for what, unit, v in lines), flush=True)
+            run.add(program, "query", {"shape": list(shape), "dtype": "float32", "nodes": nodes}, lines)
         if PEER in times:
-            middle, low, high = ratio(times[PEER], times[PREPARED])
-            figure = f"{middle:.1f}x (20-80 %: {low:.1f}-{high:.1f})"
-            item = {"what": "x".join(map(str, shape)), "figure": figure, "wanted": WANTED, "reached": middle >= WANTED}
-            promised.append(item)
-        facts["seconds"] = round(time.perf_counter() - started, 1)
-        write_csv(options.out.with_suffix(".csv"), records)
-        content = {"timestamp": timestamp, **facts, "must_reach": promised}
-        options.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    print("\na query of torchsde over one of ours:")
-    for item in promised:
-        print(
-            f"  {'reached' if item['reached'] else 'NOT reached':12} {item['what']}: {item['figure']}, wanted {WANTED}x"
-        )
-    return 0
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smallest shape only, short")
-    parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--min-time", type=float, default=0.5, help="seconds per program and shape")
-    parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args(arguments)
-    options.shapes = SHAPES[:1] if options.quick else SHAPES
-    if options.quick:
-        options.min_time = min(options.min_time, 0.05)
-    if options.out is None:
-        options.out = Path(__file__).parent / "results" / f"brownian-{'cuda' if options.gpu else 'cpu'}"
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    return options
+            run.promise(f"{name}: a query of torchsde over one of ours", WANTED, ratio(times[PEER], times[PREPARED]))
+        run.save()
+    return run.end(plots.ratios)
 
 
 if __name__ == "__main__":

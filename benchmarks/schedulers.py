@@ -1,19 +1,17 @@
 """Drop-in schedulers against the stock ones of diffusers: time of one ``step`` through the class, and its error.
 
-    python -m benchmarks.schedulers [--quick] [--gpu] [--names UniPC,Euler] [--out benchmarks/results/NAME]
+    python -m benchmarks.schedulers [--quick] [--gpu] [--names UniPC,Euler] [--out FOLDER]
 
 One call is what a pipeline does per network call in the middle of a 20-step run: ``scale_model_input`` where the class
 has it, then ``step``.  Ours runs twice: with the noise of torch's generator (the same numbers as stock) and with
-counter noise.  Writes NAME.csv, NAME.json and NAME.png; prints the table and the promised ratios.
+counter noise.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +22,8 @@ if __package__ in (None, ""):  # run as a file
 
 import torch
 
-from benchmarks.harness import Record, Timed, Times, device_name, machine, measure, now, ratio, write_csv
+from benchmarks import member
+from benchmarks.harness import Record, Timed, Times, measure, ratio
 
 SHAPES = ((1, 4, 8, 8), (1, 4, 128, 128), (16, 4, 128, 128))
 STEPS, INDEX = 20, 10  # the middle of a run, where histories are full
@@ -152,20 +151,14 @@ def error(cls: Any, case: Case, shape: Sequence[int], dtype: torch.dtype) -> flo
     return float((made[0] - made[1]).abs().max()) / spacing
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit code 0 whatever the figures are."""
     import diffusers
 
     import fastsample.integrations.diffusers as ours
 
-    options = parse(arguments)
-    device = "cuda" if options.gpu else "cpu"
-    torch.set_num_threads(options.threads)
-    facts = machine(device)
-    timestamp, started = now(), time.perf_counter()
-    records: list[Record] = []
-    promised: list[dict[str, Any]] = []
-    print(f"{facts['cpu']}, {options.threads} threads, torch {facts['torch']}, load {facts['load_average_at_start']}")
+    options = parse(argv)
+    run = member.Run("schedulers", options)
     print(
         f"{'us per network call':24} {'shape':>16} {'stock':>9} {'ours':>9} {'counter':>9}   stock/ours  stock/counter"
     )
@@ -175,31 +168,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(ours, case.scheduler):
             print(f"{case.name:24} not there")
             continue
-        for place, shape in enumerate(options.shapes):
-            times = _times(
-                case, shape, device, getattr(diffusers, case.scheduler), getattr(ours, case.scheduler), options
-            )
-            records += _records(case, shape, times, device, timestamp, facts)
-            promised += _verdict(case, place, shape, times)
+        stock, mine = getattr(diffusers, case.scheduler), getattr(ours, case.scheduler)
+        for place, shape in enumerate(SHAPES[:1] if options.quick else SHAPES):
+            times = _times(case, shape, options.device, stock, mine, options)
+            for name in times:
+                run.add(name, "step", _config(case, shape), _figures(case, times, name), f"scheduler {case.name}")
+                if case.wanted is not None and name != STOCK:
+                    what = f"{case.name} {'x'.join(map(str, shape))} {name}"
+                    run.promise(what, case.wanted[place], ratio(times[STOCK], times[name]))
             _tell(case, shape, times)
         if options.errors and not options.gpu:
-            for name, module in ((STOCK, diffusers), (OURS, ours)):
-                value = error(getattr(module, case.scheduler), case, SHAPES[1], torch.bfloat16)
+            for name, cls in ((STOCK, stock), (OURS, mine)):
+                value = error(cls, case, SHAPES[1], torch.bfloat16)
                 print(f"{'':24} {name}: bfloat16 error of a step {value:.2f} roundings")
-                records.append(
-                    _record(
-                        case, SHAPES[1], name, "bfloat16_error", "roundings", (value,) * 3, device, timestamp, facts
-                    )
-                )
-        facts["seconds"] = round(time.perf_counter() - started, 1)
-        write_csv(options.out.with_suffix(".csv"), records)
-        content = {"timestamp": timestamp, **facts, "must_reach": promised}
-        options.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    print("\nMust reach:")
-    for item in promised:
-        print(f"  {item['verdict']:12} {item['what']}: {item['figure']} (wanted {item['wanted']}x)")
-    plot(records, options.out.with_suffix(".png"))
-    return 0
+                figure = ("bfloat16_error", "roundings", (value,) * 3)
+                run.add(name, "step", _config(case, SHAPES[1]), [figure], f"scheduler {case.name}")
+        run.save()
+    return run.end(plot)
+
+
+def _config(case: Case, shape: Sequence[int]) -> dict[str, Any]:
+    return {"scheduler": case.scheduler, "config": case.config, "shape": list(shape)}
+
+
+def _figures(case: Case, times: dict[str, Times], name: str) -> list[member.Figure]:
+    middle, low, high = (1e3 * q / case.calls for q in times[name].quantiles())
+    figures: list[member.Figure] = [("time", "ms", (middle, low, high))]
+    if name != STOCK:
+        figures.append(("speedup_over_diffusers", "x", ratio(times[STOCK], times[name])))
+    return figures
 
 
 def _times(case: Case, shape: Sequence[int], device: str, stock: Any, mine: Any, options: Any) -> dict[str, Times]:
@@ -219,53 +216,8 @@ def _tell(case: Case, shape: Sequence[int], times: dict[str, Times]) -> None:
     print(f"{case.name:24} {'x'.join(map(str, shape)):>16} {' '.join(cells)}   {'   '.join(ratios)}", flush=True)
 
 
-def _verdict(case: Case, place: int, shape: Sequence[int], times: dict[str, Times]) -> list[dict[str, Any]]:
-    if case.wanted is None or tuple(shape) != SHAPES[place]:
-        return []
-    found = []
-    for name in (OURS, COUNTER):
-        if name in times:
-            middle, low, high = ratio(times[STOCK], times[name])
-            verdict = "reached" if middle >= case.wanted[place] else "NOT reached"
-            what = f"{case.name} {'x'.join(map(str, shape))} {name}"
-            figure = f"{middle:.1f}x (20-80 %: {low:.1f}-{high:.1f})"
-            found.append({"what": what, "figure": figure, "wanted": case.wanted[place], "verdict": verdict})
-    return found
-
-
-def _record(
-    case: Case, shape: Sequence[int], provider: str, metric: str, unit: str, values: tuple[float, float, float],
-    device: str, timestamp: str, facts: dict[str, Any],
-) -> Record:  # fmt: skip
-    config = {"scheduler": case.scheduler, "config": case.config, "shape": list(shape), "threads": facts["threads"]}
-    numel = torch.Size(shape).numel()
-    return Record(
-        f"scheduler {case.name}", provider, "step", metric, unit, "numel", "elements of the state", numel, *values,
-        json.dumps(config), device_name(device), timestamp, facts["fastsample"],
-    )  # fmt: skip
-
-
-def _records(
-    case: Case, shape: Sequence[int], times: dict[str, Times], device: str, timestamp: str, facts: dict[str, Any]
-) -> list[Record]:
-    found = []
-    for name, of in times.items():
-        middle, low, high = (1e3 * q / case.calls for q in of.quantiles())
-        found.append(_record(case, shape, name, "time", "ms", (middle, low, high), device, timestamp, facts))
-        if name != STOCK:
-            values = ratio(times[STOCK], of)
-            found.append(_record(case, shape, name, "speedup_over_diffusers", "x", values, device, timestamp, facts))
-    return found
-
-
 def plot(records: Sequence[Record], path: Path) -> None:
     """Speed-up over stock per scheduler, one group of bars per shape."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: matplotlib is not installed")
-        return
-    matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     rows = [r for r in records if r.metric_name == "speedup_over_diffusers"]
@@ -289,27 +241,17 @@ def plot(records: Sequence[Record], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smallest shape only, short")
-    parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--names", default="", help="cases, separated by commas")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--min-time", type=float, default=0.5, help="seconds per program and shape")
-    parser.add_argument("--errors", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args(arguments)
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    p = member.parser("schedulers", __doc__, "smallest shape only, short, no errors")
+    p.add_argument("--names", default="", help="cases, separated by commas")
+    p.add_argument("--errors", action=argparse.BooleanOptionalAction, help="of bfloat16 (default: not in a quick run)")
+    options = member.parse(p, argv, 0.5, 0.05, 0.05)
     options.names = [name for name in options.names.split(",") if name]
     unknown = set(options.names) - {case.name for case in CASES}
     if unknown:
-        parser.error(f"--names: got {', '.join(sorted(unknown))}, allowed are {', '.join(c.name for c in CASES)}")
-    options.shapes = SHAPES[:1] if options.quick else SHAPES
-    if options.quick:
-        options.min_time = min(options.min_time, 0.05)
-    if options.out is None:
-        folder = Path(__file__).parent / "results"
-        options.out = folder / f"schedulers-{'cuda' if options.gpu else 'cpu'}"
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+        p.error(f"--names: got {', '.join(sorted(unknown))}, allowed are {', '.join(c.name for c in CASES)}")
+    if options.errors is None:
+        options.errors = not options.quick
     return options
 
 

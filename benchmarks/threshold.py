@@ -1,20 +1,16 @@
 """Dynamic thresholding and guidance rescale: a step of DPM-Solver++ 2M with ours, with stock diffusers, with torch.
 
-    python -m benchmarks.threshold [--quick] [--gpu] [--out benchmarks/results/NAME]
+    python -m benchmarks.threshold [--quick] [--gpu] [--out FOLDER]
 
 Programs: ``fastsample`` (``threshold_`` then ``update_``), ``threshold_`` alone, ``diffusers`` (``step`` of the stock
 scheduler with ``thresholding=True``), ``torch.quantile`` (of the magnitudes alone), ``rescale_`` alone,
 ``torch-rescale`` (the tensor formula of the pipelines, without the guidance), and a copy of the state as the yardstick
-of bandwidth.  Writes NAME.csv and NAME.json.
+of bandwidth.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,8 @@ if __package__ in (None, ""):  # run as a file
 
 import torch
 
-from benchmarks.harness import Record, Timed, Times, device_name, machine, measure, now, ratio, write_csv
+from benchmarks import member, plots
+from benchmarks.harness import Timed, Times, measure, ratio
 from benchmarks.schedulers import Case, Loop
 from fastsample import ops, row
 
@@ -82,43 +79,26 @@ def build(shape: Sequence[int], device: str) -> tuple[dict[str, Callable[[], Any
     return programs, {"copy": 2 * state, OP: reads * state, OURS: (reads + 5) * state, RESCALE: 2 * state}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit code 0 whatever the figures are."""
-    options = parse(arguments)
-    device = "cuda" if options.gpu else "cpu"
-    torch.set_num_threads(options.threads)
-    facts, timestamp, started = machine(device), now(), time.perf_counter()
-    print(f"{facts['cpu']}, {options.threads} threads, torch {facts['torch']}, load {facts['load_average_at_start']}")
-    records: list[Record] = []
-    promised: list[dict[str, Any]] = []
-    for shape, wanted in zip(options.shapes, WANTED, strict=False):
+    options = member.parse(member.parser("threshold", __doc__, "smallest shape only, short"), argv, 0.5, 0.05, 0.2)
+    run = member.Run("threshold", options)
+    for shape, wanted in zip(SHAPES[:1] if options.quick else SHAPES, WANTED, strict=False):
         with torch.inference_mode():
-            programs, moved = build(shape, device)
+            programs, moved = build(shape, options.device)
             timed = {name: Timed((program,), torch.inference_mode) for name, program in programs.items()}
-            times = measure(timed, device, options.min_time, min_rounds=5)
+            times = measure(timed, options.device, options.min_time, min_rounds=5)
         name = "x".join(map(str, shape))
         print(f"\n{name}")
         for program in times:
             lines = figures(program, times, moved)
             print(f"  {program:16}" + "".join(f"  {what} {v[0]:.4g} {unit}" for what, unit, v in lines), flush=True)
-            for metric, unit, values in lines:
-                config = json.dumps({"shape": list(shape), "dtype": "float32", "threads": facts["threads"]})
-                axis = ("numel", "elements of the state", math.prod(shape))
-                made = (config, device_name(device), timestamp, facts["fastsample"])
-                records.append(Record("threshold", program, "step", metric, unit, *axis, *values, *made))
+            run.add(program, "step", {"shape": list(shape), "dtype": "float32"}, lines)
         if wanted is not None and STOCK in times:
-            middle, low, high = ratio(times[STOCK], times[OURS])
-            figure = f"{middle:.1f}x (20-80 %: {low:.1f}-{high:.1f})"
-            promised.append({"what": name, "figure": figure, "wanted": wanted, "reached": middle >= wanted})
-        facts["seconds"] = round(time.perf_counter() - started, 1)
-        write_csv(options.out.with_suffix(".csv"), records)
-        content = {"timestamp": timestamp, **facts, "must_reach": promised}
-        options.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    print("\nthreshold_ and update_ against the step of diffusers:")
-    for item in promised:
-        verdict = "reached" if item["reached"] else "NOT reached"
-        print(f"  {verdict:12} {item['what']}: {item['figure']}, wanted {item['wanted']}x")
-    return 0
+            what = f"{name}: threshold_ and update_ against the step of diffusers"
+            run.promise(what, wanted, ratio(times[STOCK], times[OURS]))
+        run.save()
+    return run.end(plots.ratios)
 
 
 def figures(
@@ -134,23 +114,6 @@ def figures(
     if peer:
         lines.append((f"time_over_{peer}", "x", ratio(times[program], times[peer])))
     return lines
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smallest shape only, short")
-    parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--min-time", type=float, default=0.5, help="seconds per program and shape")
-    parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args(arguments)
-    options.shapes = SHAPES[:1] if options.quick else SHAPES
-    if options.quick:
-        options.min_time = min(options.min_time, 0.05)
-    if options.out is None:
-        options.out = Path(__file__).parent / "results" / f"threshold-{'cuda' if options.gpu else 'cpu'}"
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    return options
 
 
 if __name__ == "__main__":

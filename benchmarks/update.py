@@ -1,20 +1,17 @@
 """Microbenchmark of ``fastsample::update``: one step of (SDE-)DPM-Solver++ 2M, ours against what people run today.
 
-    python -m benchmarks.update [--quick] [--gpu] [--out benchmarks/results/NAME] [--plot]
+    python -m benchmarks.update [--quick] [--gpu] [--out FOLDER]
 
-Writes NAME.csv (one line per figure), NAME.json (machine facts, what was skipped) and NAME.png (``--plot``); prints a
-table, the rows where we lose, and the figures the project promises.  Method: benchmarks/README.md.
+Prints a table, the rows where we lose, and the figures the project promises.  Method: benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,23 +22,17 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that counts bytes
 
 import torch
 
-from benchmarks import report, steps
-from benchmarks.harness import Timed, device_name, host_time, machine, measure, now, peak_bytes, write_csv
+from benchmarks import member, plots, report, steps
+from benchmarks.harness import Timed, host_time, measure, peak_bytes
 
 SHAPES = ((1, 4, 8, 8), (1, 4, 128, 128), (16, 4, 128, 128))
 COPIES = 256  # most copies of a program's memory, to keep a GPU's L2 cold
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit code 0 whatever the figures are."""
-    options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    facts = machine(options.device)
-    load = facts["load_average_at_start"][0]
-    if load > 0.3:
-        print(f"note: load average {load} at the start: something else runs here, the figures will be worse than real")
-    timestamp, started = now(), time.perf_counter()
-    facts["command"] = ["python", "-m", "benchmarks.update", *(sys.argv[1:] if arguments is None else arguments)]
+    options = parse(argv)
+    session = member.Run("update", options)
     points: list[report.Point] = []
     skipped: dict[str, str] = {}
     jobs = [
@@ -51,34 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case in options.cases
     ]
     for number, (job, case, dtype) in enumerate(jobs):
-        spent = time.perf_counter() - started
-        if options.budget and spent > options.budget:
+        if options.budget and session.seconds > options.budget:
             skipped["points"] = (
                 f"the last {len(jobs) - number} of {len(jobs)} points: --budget {options.budget:g} is spent"
             )
             break
-        print(f"[{spent:.0f} s, {number + 1}/{len(jobs)}] {job.shape} {dtype} {case}", file=sys.stderr, flush=True)
+        where = f"[{session.seconds:.0f} s, {number + 1}/{len(jobs)}]"
+        print(f"{where} {job.shape} {dtype} {case}", file=sys.stderr, flush=True)
         torch._dynamo.reset()  # fixed shapes: each point is compiled afresh, which must not count as recompilation
         for cold in (False, True) if options.device == "cuda" else (False,):
             with torch.inference_mode():
                 points.append(run(job, case, dtype, cold, options, skipped))
             gc.collect()
-        facts |= {"seconds": round(time.perf_counter() - started, 1), "skipped": skipped}
-        save(options.out, points, facts, timestamp)  # after every point: a run that is stopped leaves what it has
-    save(options.out, points, facts, timestamp)
-    print(report.text(points, facts, skipped))
-    if options.plot:
-        report.plot(points, options.out.with_suffix(".png"))
-    print(f"\nwritten: {options.out.with_suffix('.csv')} and .json{' and .png' if options.plot else ''}")
-    return 0
-
-
-def save(out: Path, points: list[report.Point], facts: dict[str, Any], timestamp: str) -> None:
-    device = points[0].job.device
-    lines = report.records(points, device_name(device), timestamp, facts["fastsample"], facts["threads"])
-    write_csv(out.with_suffix(".csv"), lines)
-    content = {"timestamp": timestamp, **facts, "must_reach": report.must_reach(points, facts)}
-    out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+            for program, config, figures in report.figures(points[-1]):
+                session.add(program, case, config, figures)
+        session.facts["skipped"] = skipped
+        session.promised = report.must_reach(points, session.facts)
+        session.save()
+    print(report.text(points, session.facts))
+    return session.end(plots.times_over_size)
 
 
 def run(
@@ -108,43 +90,27 @@ def run(
     return report.Point(job, case, dtype, cold, copies * 3 * job.state_bytes, times, hosts, peaks)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     known = [*steps.OURS, steps.CHECKED, *steps.PEERS]
-    p = argparse.ArgumentParser(prog="python -m benchmarks.update", description=__doc__.splitlines()[0])
+    p = member.parser("update", __doc__, "less than a minute: float32, the promised figures only")
     p.add_argument("--sizes", type=_sizes, help="numbers of elements, as 2^8,2^16 or 1000 (default 2^8 ... 2^24)")
     p.add_argument("--shapes", type=_shapes, help=f"shapes, as 1x4x8x8,16x4x128x128 (default {_text(SHAPES)})")
     p.add_argument("--dtypes", type=_names(list(steps.DTYPES)), help="float32,bfloat16")
     p.add_argument("--cases", type=_names(["deterministic", "noise"]), help="deterministic,noise")
     p.add_argument("--programs", type=_names(known), default=known, help=",".join(known))
-    p.add_argument("--min-time", type=float, help="seconds per program and point (default 0.3; quick and gpu 0.05)")
     p.add_argument("--budget", type=float, help="seconds after which no further point begins (default 130 with --gpu)")
-    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
-    p.add_argument("--quick", action="store_true", help="less than a minute: float32, the promised figures only")
-    p.add_argument("--gpu", action="store_true", help="device cuda, sizes to 2^26, warm and cold L2")
-    p.add_argument("--out", type=Path, help="name of the results (default benchmarks/results/update-DEVICE)")
-    p.add_argument("--plot", action="store_true", help="also draw NAME.png (needs matplotlib)")
-    o = p.parse_args(arguments)
-    if o.gpu and not torch.cuda.is_available():
-        p.error("--gpu: torch finds no CUDA device here")
-    o.device = "cuda" if o.gpu else "cpu"
+    o = member.parse(p, argv, 0.1, 0.05, 0.05)
     chosen = o.sizes is not None or o.shapes is not None
     if not chosen:
         o.shapes = SHAPES[::2] if o.quick else SHAPES
-        o.sizes = [2**24] if o.quick else [2**k for k in ((24, 16, 20, 26, 12, 8) if o.gpu else range(8, 25, 2))]
+        o.sizes = [2**24] if o.quick else [2**k for k in ((24, 16, 20, 26, 12, 8) if o.gpu else (8, 12, 16, 20, 24))]
     o.shapes = [*(o.shapes or ()), *((1, n) for n in o.sizes or ())]
     o.budget = o.budget if o.budget is not None else (130.0 if o.gpu else 0.0)
     o.dtypes = o.dtypes or (["float32"] if o.quick else list(steps.DTYPES))
     o.cases = o.cases or ["deterministic", "noise"]
-    o.min_time = o.min_time if o.min_time is not None else (0.05 if o.quick or o.gpu else 0.3)
     # beyond the limit a quick run keeps what the promised figures need: ours and the yardsticks
     o.small_only = ["reference", *steps.PEERS] if o.quick and not chosen else []
     o.small_limit = 2**20
-    o.out = o.out or Path(__file__).resolve().parent / "results" / f"update-{o.device}"
-    if o.plot:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            p.error(f"--plot: {error}; pip install matplotlib")
     return o
 
 
