@@ -120,14 +120,15 @@ class PlanRun:
         self._key, self._noise = key, None if noise is None else Recorded(noise, plan.draws)
         with torch.inference_mode(False):  # kept by the plan for later runs, which may want gradients
             self._device = plan.to(x.device)
-        bank = Bank(plan, x, input_dtype)
+            bank = Bank(plan, x, input_dtype)  # a compiled network tells inference tensors from others
         self._slots, self._asked = bank.tensors, bank.asked
         self._dtypes = [slot.dtype for slot in bank.tensors]
         self._denoised = bank.names.index("x0") if "x0" in bank.names else None
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         told = plan.t if plan.targets is None else np.stack([plan.t, plan.targets], axis=-1)
-        t = torch.tensor(told, dtype=wide, device=x.device)
-        self._t = t[:, None].expand(-1, len(x), *t.shape[1:]).contiguous().unbind(0)
+        with torch.inference_mode(False):
+            t = torch.tensor(told, dtype=wide, device=x.device)
+            self._t = t[:, None].expand(-1, len(x), *t.shape[1:]).contiguous().unbind(0)
         self._reduce = Reductions.of(plan, x)
         if self._reduce is not None and grad:
             raise ValueError("grad: no gradient passes through thresholding or rescaled guidance")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,10 @@ INPUT_SCALINGS = ("none", "vp", "edm")
 Output = Tensor | tuple[Tensor, Tensor]
 Predictor = Callable[[Tensor, Tensor], Output]
 Energy = Callable[[Tensor, Tensor], Tensor]
+
+
+# What is handed to a network is made outside of inference mode: torch.compile tells inference tensors from others, and
+# would compile once more.
 
 
 class Network:
@@ -99,13 +104,15 @@ class Network:
                 raise TypeError(f"space: got {type(space).__name__}, allowed are None and a PhaseSpace")
         self.schedule, self.one_batch, self.exact, self.space = schedule, one_batch, exact, space
         self.energy, self.width = energy, width
-        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        plain = uncompiled(fn)
+        self.name = name or getattr(plain, "__name__", type(plain).__name__)
 
     @property
     def device(self) -> torch.device | None:
         """Device of the first parameter, if the network is a module with parameters."""
-        if isinstance(self.fn, torch.nn.Module):
-            return next((p.device for p in self.fn.parameters()), None)
+        fn = uncompiled(self.fn)
+        if isinstance(fn, torch.nn.Module):
+            return next((p.device for p in fn.parameters()), None)
         return None
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Any:
@@ -129,7 +136,8 @@ class Network:
     def condition(self, cond: Any, x: Tensor) -> Any:
         """The condition of a run without guidance: if none is given, that of no class, where there is one."""
         if cond is None and self.null_class is not None:
-            return torch.full((len(x),), self.null_class, dtype=torch.int64, device=x.device)
+            with torch.inference_mode(False):
+                return torch.full((len(x),), self.null_class, dtype=torch.int64, device=x.device)
         return cond
 
     def energy_given(self, cond: Any) -> Energy | None:
@@ -139,23 +147,24 @@ class Network:
 
     def guided(self, cond: Any, uncond: Any) -> Predictor:
         """The network of both branches as ``predict(x, t) -> (conditional, unconditional)``."""
-        double = _join(cond, uncond) if self.one_batch else None
+        with torch.inference_mode(False):
+            double = _join(cond, uncond) if self.one_batch else None
         if double is None:
             return lambda x, t: (self(x, t, cond), self(x, t, uncond))
-        buffer: Tensor | None = None
+        buffers: list[Tensor] = []
 
         def predict(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            nonlocal buffer
             if torch.is_grad_enabled():
-                both = torch.cat([x, x])
-            else:  # one buffer per run, not one per step
-                if buffer is None:
-                    buffer = torch.cat([x, x])
-                else:
-                    buffer[: len(x)].copy_(x)
-                    buffer[len(x) :].copy_(x)
-                both = buffer
-            out = self(both, torch.cat([t, t]), double)
+                both, times = torch.cat([x, x]), torch.cat([t, t])
+            else:  # two buffers per run, not two per step
+                if not buffers:
+                    with torch.inference_mode(False):
+                        buffers.extend(torch.cat([one.detach(), one.detach()]) for one in (x, t))
+                both, times = buffers
+                for two, one in ((both, x), (times, t)):
+                    two[: len(one)].copy_(one)
+                    two[len(one) :].copy_(one)
+            out = self(both, times, double)
             if not isinstance(out, Tensor) or len(out) != len(both):
                 return out  # type: ignore[no-any-return]  # the loop says what is wrong with it
             return out[: len(x)], out[len(x) :]
@@ -170,17 +179,22 @@ def as_network(
 
     ``model``: a `Network`, an object with a method ``network()`` (such as `GaussianMixture`), or a callable
     ``model(x, t)`` whose attributes ``prediction``, ``time``, ``input_scaling``, ``schedule``, ``shape``, ``classes``,
-    ``null_class``, ``space`` are used where they exist. The keyword arguments have the last word.
+    ``null_class``, ``space`` are used where they exist. The keyword arguments have the last word. What
+    ``torch.compile`` made of any of these says what the original says.
 
     Raises:
         TypeError, ValueError: as `Network`.
     """
+    plain = uncompiled(model)
+    if plain is not model and isinstance(plain, Network):
+        compiled, model = model, copy.copy(plain)
+        model.fn = compiled
     if not isinstance(model, Network) and not callable(model) and callable(getattr(model, "network", None)):
         model = model.network() if prediction is None else model.network(prediction)
     said = {"prediction": prediction, "time": time, "input_scaling": input_scaling}
 
     def fact(name: str, kind: type | tuple[type, ...]) -> Any:
-        value = getattr(model, name, None)
+        value = getattr(model, name, getattr(plain, name, None))
         return value if isinstance(value, kind) and not isinstance(value, bool) else None
 
     words = {name: value if value is not None else fact(name, str) for name, value in said.items()}
@@ -201,6 +215,23 @@ def as_network(
         width=model.width if isinstance(model, Network) else None,
         name=fact("name", str),
     )
+
+
+def uncompiled(model: Any) -> Any:
+    """What a callable was before ``torch.compile``: a module, a `Network`, a function; anything else is returned."""
+    plain, inner = model, None
+    while True:
+        if type(plain).__name__ == "OptimizedModule":
+            inner = plain._orig_mod
+        elif isinstance(plain, FunctionType):
+            inner = getattr(plain, "_torchdynamo_orig_callable", None)
+            if isinstance(inner, FunctionType):  # an object with __call__ is inlined in a function of torch's own
+                inner = getattr(inner, "__wrapped__", inner)
+        if inner is None:
+            break
+        plain, inner = inner, None
+    owner = getattr(plain, "__self__", None)
+    return owner if plain is not model and isinstance(owner, torch.nn.Module) else plain
 
 
 def _join(cond: Any, uncond: Any) -> Any:
