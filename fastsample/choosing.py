@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from . import procedures
+from . import procedures, remember
 from .models.ladder import Ladder
 from .models.network import Network
 from .path import Path
@@ -37,7 +37,7 @@ def check_fit(plan: Plan, model: Any, network: Network) -> None:
     whole = isinstance(model, Network) or callable(getattr(model, "network", None))  # a bare callable says nothing
     if whole or network.space is not None:
         _same_space(plan.solver, plan.parts == 2, network, plan.options)
-    normalised = np.allclose(plan.path.alpha**2 + plan.path.sigma**2, 1, rtol=0, atol=1e-12)
+    normalised = plan.path.normalised
     for name, made_for, default in (
         ("prediction", plan.prediction, ""),
         ("time", plan.options.get("time", "t"), ""),
@@ -61,21 +61,42 @@ def plan_for(
     start: int | float | None = None,
     **options: Any,
 ) -> Plan:
-    """The plan that `sample` runs for these arguments."""
+    """The plan that `sample` runs for these arguments: one of an earlier call if all of them are equal by value."""
     from .solvers import registry
 
     entry = registry.find(solver or SOLVER)
+    given = {"solver": solver or SOLVER, "steps": steps, "schedule": schedule, "grid": grid, "path": path}
+    given |= {"guidance": guidance, "start": start, **options}
+    facts = {name: getattr(network, name) for name in ("prediction", "time", "input_scaling", "space", "schedule")}
+    facts["own_dtype"] = network.dtype is not None
+    key = object() if entry.warns else (given, facts)  # a plan that warns does so every time
+    return remember.plan(key, lambda: _make_plan(network, entry, **given))
+
+
+def _make_plan(
+    network: Network,
+    entry: Solver,
+    *,
+    solver: str,
+    steps: int | None,
+    schedule: Any,
+    grid: Any,
+    path: Path | None,
+    guidance: Any,
+    start: int | float | None,
+    **options: Any,
+) -> Plan:
     steps = split_steps(entry, steps, options)
     if _same_space(entry.name, entry.model == "phase-space", network, options):
         options = {**network.space.options, **options}  # type: ignore[union-attr]  # just seen
         schedule = network.space if schedule is None and path is None else schedule
     if path is None:
-        path = usual_path(solver or SOLVER, schedule if schedule is not None else network.schedule, grid, steps)
+        path = usual_path(solver, schedule if schedule is not None else network.schedule, grid, steps)
     elif not (steps is None and schedule is None and grid is None):
         raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
     if start is not None:
         path = path[_first_step(start, path.steps) :]
-    return make_plan(solver or SOLVER, path, guidance=guidance, **_of_network(network, path), **options)
+    return make_plan(solver, path, guidance=guidance, **_of_network(network, path), **options)
 
 
 def _same_space(solver: str, phase: bool, network: Network, options: Mapping[str, Any]) -> bool:
@@ -98,7 +119,7 @@ def _same_space(solver: str, phase: bool, network: Network, options: Mapping[str
 def _of_network(network: Network, path: Path) -> dict[str, Any]:
     """What a network says of itself, as arguments of `make_plan`."""
     scaling = network.input_scaling
-    if scaling == "vp" and network.dtype is None and np.allclose(path.alpha**2 + path.sigma**2, 1, rtol=0, atol=1e-12):
+    if scaling == "vp" and network.dtype is None and path.normalised:
         scaling = "none"  # the state is normalised already: one tensor less to write
     return {"prediction": network.prediction, "time": network.time, "input_scaling": scaling}
 

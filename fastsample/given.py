@@ -10,12 +10,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from . import row
+from .plan_memory import NOISE_WEIGHTS as NOISE_WEIGHTS
 
 Noise = Sequence[Tensor | None] | Mapping[int, Tensor] | Callable[[int], Tensor]
 
 
 Array = npt.NDArray[np.float64]
-NOISE_WEIGHTS = np.array([row.g(k, r) for r in range(row.MAX_NOISES) for k in range(row.MAX_OUTPUTS)])
 
 
 def check_apart(told: Any, before: Any) -> None:

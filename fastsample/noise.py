@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+_Words = TypeVar("_Words", Tensor, npt.NDArray[np.int64])
 _MASK = 0xFFFFFFFF
 _RADIUS = (
     float.fromhex("-0x1.1f242ap-2"),
@@ -122,8 +125,8 @@ def choice_uniform(key: Tensor, draw: Tensor | int = 0) -> Tensor:
     base = key.contiguous().view(torch.int64)
     counter = base[:, 1] + torch.as_tensor(draw, device=key.device).to(torch.int64)
     zero = torch.zeros_like(counter)
-    r = _rounds(base[:, 0], counter & _MASK, (counter >> 32) & _MASK, zero + (1 << 30), zero).to(torch.float64)
-    return r[..., 0] * 2.0**-32 + (r[..., 1] * 2.0**-64 + 2.0**-65)
+    r = _rounds(base[:, 0], counter & _MASK, (counter >> 32) & _MASK, zero + (1 << 30), zero)
+    return r[0].to(torch.float64) * 2.0**-32 + (r[1].to(torch.float64) * 2.0**-64 + 2.0**-65)
 
 
 def fine_uniform(key: Tensor, first: int, count: int) -> Tensor:
@@ -170,16 +173,16 @@ def words(seed: Tensor, counter: Tensor, node: Tensor | None = None) -> Tensor:
     else:
         seed, counter, node = torch.broadcast_tensors(seed, counter, node)
         c1, c2, c3 = node & _MASK, ((node >> 32) & _MASK) | 0x80000000, (counter >> 32) & _MASK
-    return _rounds(seed, counter & _MASK, c1, c2, c3)
+    return torch.stack(_rounds(seed, counter & _MASK, c1, c2, c3), dim=-1)
 
 
-def _rounds(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
+def _rounds(seed: _Words, c0: _Words, c1: _Words, c2: _Words, c3: _Words) -> list[_Words]:
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps modulo 2^64, which keeps all 64 bits of the product
         c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return torch.stack([c0, c1, c2, c3], dim=-1)
+    return [c0, c1, c2, c3]
 
 
 def _sample_words(key: Tensor, numel: int, per_counter: int, draw: Tensor | int, node: Tensor | None = None) -> Tensor:
@@ -228,8 +231,15 @@ def _box_muller(r: Tensor) -> Tensor:
 
 
 def _derive(seed: Tensor, counter: Tensor) -> Tensor:
-    r = words(seed, counter)
-    return torch.stack([r[..., 0] | (r[..., 1] << 32), r[..., 2] | (r[..., 3] << 32)], dim=-1).view(torch.uint64)
+    seed, counter = torch.broadcast_tensors(seed, counter)
+    on_host = seed.device.type == "cpu" and not torch.compiler.is_compiling()
+    a: Any = seed.numpy() if on_host else seed  # numpy: five times less overhead for the few keys of a run
+    b: Any = counter.numpy() if on_host else counter
+    zero = b & 0
+    r = _rounds(a, b & _MASK, (b >> 32) & _MASK, zero, zero)
+    pair = [r[0] | (r[1] << 32), r[2] | (r[3] << 32)]
+    both = torch.from_numpy(np.stack(pair, axis=-1)) if on_host else torch.stack(pair, dim=-1)
+    return both.view(torch.uint64)
 
 
 def _sample_ids(sample_ids: int | Sequence[int] | Tensor) -> Tensor:

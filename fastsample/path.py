@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,6 +131,11 @@ class Path:
         """``sigma / alpha`` ``(N+1,)``; ``inf`` where alpha is 0."""
         with np.errstate(divide="ignore"):
             return np.asarray(self.sigma / self.alpha, dtype=np.float64)
+
+    @functools.cached_property
+    def normalised(self) -> bool:
+        """Whether alpha^2 + sigma^2 is 1 at every level, to 1e-12."""
+        return bool(np.allclose(self.alpha**2 + self.sigma**2, 1, rtol=0, atol=1e-12))
 
     def levels(self) -> tuple[Level, ...]:
         """All levels as plain Python floats."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastsample.path import Array, Path, _frozen
+from fastsample.plan_memory import COND as COND
+from fastsample.plan_memory import NOISE_WEIGHTS as NOISE_WEIGHTS
+from fastsample.plan_memory import UNCOND as UNCOND
+from fastsample.plan_memory import Call as Call
+from fastsample.plan_memory import DevicePlan as DevicePlan
+from fastsample.plan_memory import Pattern, patterns_of
+from fastsample.plan_memory import Slot as Slot
+from fastsample.plan_memory import output_of as output_of
+from fastsample.plan_memory import output_term as output_term
 
 if TYPE_CHECKING:
     import torch
@@ -17,59 +29,6 @@ if TYPE_CHECKING:
 VERSION = 1
 STARTS = ("noise", "state", "data")
 ROLES = ("state", "input", "x0")
-COND, UNCOND = -1, -2  # term numbers of the network's outputs
-
-
-def output_term(branch: int, part: int = 0, back: int = 0, parts: int = 1) -> int:
-    """Term number of a part of the network's output: of this branch (1: unconditional), ``back`` calls ago."""
-    return -1 - branch - 2 * (part + parts * back)
-
-
-def output_of(term: int, parts: int = 1) -> tuple[int, int, int]:
-    """Branch, part and how many calls back of a negative term number."""
-    rest, branch = divmod(-1 - term, 2)
-    back, part = divmod(rest, parts)
-    return branch, part, back
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One tensor of the bank, of the state's shape.
-
-    ``role`` says its dtype: ``"state"`` (the state's), ``"input"`` (the network's: a scaled copy of x for the next
-    call) or ``"x0"`` (preview of x0_hat, the state's).
-    """
-
-    name: str
-    role: str = "state"
-
-
-@dataclass(frozen=True)
-class Call:
-    """One network call and the row after it.
-
-    ``ask``: bank slot handed to the network.  ``terms``: what the row's columns stand for; >= 0 a bank slot, -1 the
-    network's output (conditional or only), -2 its unconditional output, in general ``output_term``: a plan of two parts
-    has the halves of the output, and the output of the call before may be a term too.  ``outputs``: bank slots written;
-    one of them may be a term as well (the history is a ring, the new D overwrites the oldest).
-    """
-
-    ask: int
-    terms: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class DevicePlan:
-    """The tensors of a plan on one device.
-
-    ``table`` float64 (calls, 48); ``starts`` float64 (3, 48), in the order of ``STARTS``; ``steps``: 0-dim int64 views,
-    one per call, to be handed to the op (no host value is ever uploaded inside the loop).
-    """
-
-    table: torch.Tensor
-    starts: torch.Tensor
-    steps: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,10 +94,20 @@ class Plan:
         """Slots of role ``"x0"``."""
         return tuple(slot for slot in self.slots if slot.role == "x0")
 
-    @property
+    @functools.cached_property
     def guided(self) -> bool:
         """Whether rows use a conditional and an unconditional output."""
-        return any(j < 0 and output_of(j, self.parts)[0] for call in self.calls for j in call.terms)
+        return any(branch for pattern in self.patterns for _, branch, _, _ in pattern.places)
+
+    @functools.cached_property
+    def said(self) -> frozenset[int]:
+        """Which parts of the network's output the rows read."""
+        return frozenset(part or 0 for pattern in self.patterns for _, _, part, _ in pattern.places)
+
+    @functools.cached_property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """Per call its memory."""
+        return patterns_of(self.calls, self.parts, [bool(weights.any()) for weights in self.table[:, NOISE_WEIGHTS]])
 
     @property
     def hash(self) -> str:
@@ -177,10 +146,12 @@ class Plan:
         key = str(torch.device(device))
         if key not in self._devices:
             steps = torch.arange(max(self.nfe, len(STARTS)), dtype=torch.int64, device=device)
+            told = self.t if self.targets is None else np.stack([self.t, self.targets], axis=-1)
             self._devices[key] = DevicePlan(
                 torch.tensor(self.table, dtype=torch.float64, device=device),
                 torch.tensor(self.starts, dtype=torch.float64, device=device),
                 tuple(steps.unbind(0)),
+                torch.tensor(told, dtype=torch.float64, device=device),
             )
         return self._devices[key]
 

@@ -10,7 +10,6 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,16 +124,13 @@ class PlanRun:
         self._dtypes = [slot.dtype for slot in bank.tensors]
         self._denoised = bank.names.index("x0") if "x0" in bank.names else None
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        told = plan.t if plan.targets is None else np.stack([plan.t, plan.targets], axis=-1)
         with torch.inference_mode(False):
-            t = torch.tensor(told, dtype=wide, device=x.device)
-            self._t = t[:, None].expand(-1, len(x), *t.shape[1:]).contiguous().unbind(0)
+            self._t = self._device.times(len(x), wide)
         self._reduce = Reductions.of(plan, x)
         if self._reduce is not None and grad:
             raise ValueError("grad: no gradient passes through thresholding or rescaled guidance")
-        said = {output_of(j, plan.parts)[1] for call in plan.calls for j in call.terms if j < 0}
         # a network of one part alone will do where nothing is asked of the other
-        self._also = x.shape if plan.parts == 2 and len(said) == 1 else None
+        self._also = x.shape if plan.parts == 2 and len(plan.said) == 1 else None
         self._begin(pair, start)
         self._prepared = [] if grad else self._prepare()
 
@@ -248,25 +244,14 @@ class PlanRun:
 
     def _prepare(self) -> list[tuple[Any, ...]]:
         """Per call: what is asked, and the arguments of the update with places for the network's outputs."""
-        slots, steps, parts = self._slots, self._device.steps, self.plan.parts
-        late = self._noise is not None and self._noise.late
-        quiet = late or not self.plan.table[:, NOISE_WEIGHTS].any()
+        slots, steps, late = self._slots, self._device.steps, self._noise is not None and self._noise.late
         prepared = []
-        for i, call in enumerate(self.plan.calls):
-            places = tuple(self._place(n, j) for n, j in enumerate(call.terms) if j < 0)
+        for i, (call, places, keep, noisy) in enumerate(self.plan.patterns):
             terms = [slots[j] if j >= 0 else None for j in call.terms]
             outs = [slots[j] for j in call.outputs]
-            key, noise = (None, []) if quiet else self.noises(self.plan.table[i])
-            after = () if i + 1 == len(self.plan.calls) else self.plan.calls[i + 1].terms
-            keep = any(j < 0 and output_of(j, parts)[2] for j in after)
-            ask = (self._asked[call.ask], self._t[i])
-            prepared.append((ask, outs, terms, steps[i], key, noise, places, keep))
+            key, noise = (None, []) if late or not noisy else self.noises(self.plan.table[i])
+            prepared.append(((self._asked[call.ask], self._t[i]), outs, terms, steps[i], key, noise, places, keep))
         return prepared
-
-    def _place(self, n: int, term: int) -> tuple[int, int | None, int | None, int]:
-        """Which part of which output becomes term n of a row: branch and part are None where there is but one."""
-        branch, part, back = output_of(term, self.plan.parts)
-        return n, branch if self.guided else None, part if self.plan.parts > 1 else None, back
 
     def noises(self, values: Array) -> tuple[Tensor | None, list[Tensor]]:
         """Key and noise tensors of a row; neither if it uses no noise."""

@@ -111,5 +111,6 @@ add(
         stochastic=True,
         options=OPTIONS,
         usual=USUAL,
+        warns=True,
     )
 )

@@ -25,6 +25,7 @@ class Solver:
     ``steps``, ``grid``, ``schedule``; the first two may be functions of the schedule.
     ``model``: the kind of network that it needs: ``""`` (any), ``"ladder"`` or ``"phase-space"``.
     ``steps_called``: what its paper calls the steps of the path, allowed as an option that sets their number.
+    ``warns``: whether making a plan may warn about its options.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Solver:
     usual: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
     steps_called: str = "steps"
+    warns: bool = False
 
 
 _solvers: dict[str, Solver] = {}

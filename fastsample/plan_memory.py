@@ -1,0 +1,109 @@
+"""The memory of a plan: its slots and calls, what calls have in common, and its tensors on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from fastsample import row
+
+if TYPE_CHECKING:
+    import torch
+
+COND, UNCOND = -1, -2  # term numbers of the network's outputs
+NOISE_WEIGHTS = np.array([row.g(k, r) for r in range(row.MAX_NOISES) for k in range(row.MAX_OUTPUTS)])  # columns
+_SMALL_BATCH = 4096  # samples: their times are kept from run to run
+
+
+def output_term(branch: int, part: int = 0, back: int = 0, parts: int = 1) -> int:
+    """Term number of a part of the network's output: of this branch (1: unconditional), ``back`` calls ago."""
+    return -1 - branch - 2 * (part + parts * back)
+
+
+def output_of(term: int, parts: int = 1) -> tuple[int, int, int]:
+    """Branch, part and how many calls back of a negative term number."""
+    rest, branch = divmod(-1 - term, 2)
+    back, part = divmod(rest, parts)
+    return branch, part, back
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of the bank, of the state's shape.
+
+    ``role`` says its dtype: ``"state"`` (the state's), ``"input"`` (the network's: a scaled copy of x for the next
+    call) or ``"x0"`` (preview of x0_hat, the state's).
+    """
+
+    name: str
+    role: str = "state"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One network call and the row after it.
+
+    ``ask``: bank slot handed to the network.  ``terms``: what the row's columns stand for; >= 0 a bank slot, -1 the
+    network's output (conditional or only), -2 its unconditional output, in general ``output_term``: a plan of two parts
+    has the halves of the output, and the output of the call before may be a term too.  ``outputs``: bank slots written;
+    one of them may be a term as well (the history is a ring, the new D overwrites the oldest).
+    """
+
+    ask: int
+    terms: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class Pattern(NamedTuple):
+    """The memory of a call, as a loop wants it: calls of one pattern differ in their row alone.
+
+    ``places``: per term that is an output of the network ``(term, branch, part, back)``, see ``output_of``; branch and
+    part are None where there is but one.  ``keep``: the next row reads this call's output too.  ``noisy``: the row uses
+    noise.
+    """
+
+    call: Call
+    places: tuple[tuple[int, int | None, int | None, int], ...]
+    keep: bool
+    noisy: bool
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """The tensors of a plan on one device.
+
+    ``table`` float64 (calls, 48); ``starts`` float64 (3, 48), noise, state, data; ``steps``: 0-dim int64 views,
+    one per call, to be handed to the op (no host value is ever uploaded inside the loop); ``told`` float64 (calls,) or
+    (calls, 2): the times of the network.
+    """
+
+    table: torch.Tensor
+    starts: torch.Tensor
+    steps: tuple[torch.Tensor, ...]
+    told: torch.Tensor
+    _times: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def times(self, batch: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Per call the times ``(batch,)`` or ``(batch, 2)`` told to the network: new memory, a network may write it."""
+        found = self._times.get((batch, dtype))
+        if found is None:
+            told = self.told.to(dtype)
+            found = told[:, None].expand(-1, batch, *told.shape[1:]).contiguous()
+            if batch <= _SMALL_BATCH:
+                self._times[batch, dtype] = found
+        return found.clone().unbind(0)
+
+
+def patterns_of(calls: Sequence[Call], parts: int, noisy: Sequence[bool]) -> tuple[Pattern, ...]:
+    """The patterns of calls, of which these use noise."""
+    outputs = [[(n, *output_of(j, parts)) for n, j in enumerate(call.terms) if j < 0] for call in calls]
+    guided = any(branch for call in outputs for _, branch, _, _ in call)
+    kept = [any(back for *_, back in call) for call in [*outputs[1:], []]]
+    places = [
+        tuple((n, branch if guided else None, part if parts > 1 else None, back) for n, branch, part, back in call)
+        for call in outputs
+    ]
+    return tuple(map(Pattern, calls, places, kept, noisy))
