@@ -1,23 +1,17 @@
-"""Compile every .cu for NVIDIA targets without a GPU, and check registers, spills and instructions per element.
+"""Compile every .cu for NVIDIA targets without a GPU, and check registers, spills and the static figures of update.
 
     python .ci/aot_cuda.py [--archs 80,90,100,120]
 
 Fails on any spill, on more than 64 registers (128 for float64, whose normals call the library's log, cos and sin; those
-of WIDER for kernels that shared memory keeps few at once, or that run rarely), and on more than BUDGET instructions per
-element on sm_90 for bf16, 3 terms, 1 output, one keyed noise.
-
-How instructions are counted: a probe kernel runs the body of the vector path over many pieces with a row known to
-need terms 0..2, D without limits, and noise 0 (so no branch on what the row needs is left; every weight still comes
-from shared memory and is tested).  The count is the instructions issued in one turn of its loop: a conditional forward
-branch falls through, unless it jumps over a call (the library's slow paths); predicated instructions count whether or
-not they are on; the loop over noises makes one turn.
+of WIDER for kernels that shared memory keeps few at once, or that run rarely), and on every point of the update kernel
+(dtype, terms, outputs, noise) that on sm_90 is worse than in benchmarks/results/sass.csv: more than 5 % more
+instructions per element, narrower accesses, fewer blocks on a processor.  `python -m benchmarks.sass` renews that file.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import importlib.util
 import os
 import re
 import shutil
@@ -26,27 +20,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.sass import table
+
+CSRC = table.CSRC
 FLAGS = ["-std=c++17", "-O3", "-fmad=false"]
-REGISTERS, REGISTERS_DOUBLE, BUDGET = 64, 128, 64
+REGISTERS, REGISTERS_DOUBLE = 64, 128
 WIDER = {"metropolis_held": 102, "metropolis_sums<float, Mixed<1> >": 80}
-PROBES = [("bf16", "kBF16", 8, True), ("bf16", "kBF16", 8, False), ("f32", "kF32", 4, True), ("f32", "kF32", 4, False)]
-PROBE = """
-#include "cuda/update.cuh"
-using namespace fs;
-using namespace fs::gpu;
-template <class T, Noise kNoise>
-__global__ void __launch_bounds__(kBlock, 8)
-    probe(const __grid_constant__ UpdateArgs a, const __grid_constant__ Layout l) {
-  extern __shared__ __align__(16) char shared[];
-  const Staged<float>* rows = reinterpret_cast<const Staged<float>*>(shared);
-  constexpr uint32_t kMask = 7u | kNeedsD | (kNoise == kKeyed ? kNeedsNoise : 0u);
-  for (int64_t piece = blockIdx.x * int64_t(kBlock) + threadIdx.x; piece < l.pieces; piece += l.tiles * kBlock)
-    update_vector<float, T, 4, 1, kNoise>(a, FromTerms<T>{a}, rows[0], kMask, blockIdx.y, piece);
-}
-void use(const UpdateArgs& a, const Layout& l) { probe<All<DType::TYPE, PIECE>, NOISE><<<1, 1>>>(a, l); }
-"""
-Code = list[tuple[int, str]]  # address, instruction
 
 
 def nvcc(*arguments: str) -> str:
@@ -55,16 +35,6 @@ def nvcc(*arguments: str) -> str:
     if done.returncode:
         sys.exit(f"nvcc {' '.join(arguments)}\n{done.stderr}")
     return done.stderr
-
-
-def disassembler() -> str | None:
-    """cuobjdump of Triton's package, else of the toolkit."""
-    spec = importlib.util.find_spec("triton")
-    for folder in spec.submodule_search_locations or [] if spec else []:
-        path = Path(folder) / "backends" / "nvidia" / "bin" / "cuobjdump"
-        if path.exists():
-            return str(path)
-    return shutil.which("cuobjdump")
 
 
 def demangle(name: str) -> str:
@@ -91,40 +61,6 @@ def registers(source: Path, arch: int, folder: Path) -> list[tuple[str, int, int
     return found
 
 
-def issued(code: Code) -> int:
-    """Instructions of one turn of the outermost loop; the module says how branches are decided."""
-    index = {address: i for i, (address, _) in enumerate(code)}
-
-    def target(i: int) -> int | None:
-        match = re.search(r"\bBRA (?:\S+, )?0x([0-9a-f]+)", code[i][1])
-        return index[int(match.group(1), 16)] if match else None
-
-    back = [(i, t) for i in range(len(code)) if (t := target(i)) is not None and t < i]
-    start, end = min(((t, i) for i, t in back), key=lambda loop: loop[0] - loop[1])
-    count, i = 0, start
-    while i != end:
-        count += 1
-        to = target(i)
-        over_call = to is not None and any("CALL" in text for _, text in code[i + 1 : to])
-        i = to if to is not None and to > i and (over_call or not code[i][1].startswith("@")) else i + 1
-    return count + 1
-
-
-def count(arch: int, folder: Path, tool: str) -> list[tuple[str, float, int]]:
-    """Name, instructions per element and 16-byte accesses of every probe."""
-    rows = []
-    for dtype, name, piece, keyed in PROBES:
-        source, cubin = folder / "probe.cu", folder / "probe.cubin"
-        noise = "kKeyed" if keyed else "kNone"
-        source.write_text(PROBE.replace("TYPE", name).replace("PIECE", str(piece)).replace("NOISE", noise))
-        nvcc(f"-I{CSRC}", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin", str(source), "-o", str(cubin))
-        sass = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
-        code = [(int(a, 16), t) for a, t in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass)]
-        wide = sum(bool(re.search(r"(LDG|STG)\.E\S*\.128", text)) for _, text in code)
-        rows.append((f"{dtype}, {'one keyed noise' if keyed else 'no noise'}", issued(code) / piece, wide))
-    return rows
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", default="80,90,100,120", help="compute capabilities, comma separated")
@@ -137,27 +73,23 @@ def main() -> int:
         jobs = [(source, arch) for source in sorted(CSRC.rglob("*.cu")) for arch in archs]
         results = list(pool.map(lambda job: registers(*job, folder), jobs))
         print(f"{'kernel':60}" + "".join(f"  sm_{arch:<8}" for arch in archs) + "  registers/spilled bytes")
-        table: dict[str, dict[int, str]] = {}
+        cells_of: dict[str, dict[int, str]] = {}
         for (source, arch), found in zip(jobs, results, strict=True):
             for kernel, used, spilled in found:
-                table.setdefault(kernel, {})[arch] = f"{used}/{spilled}"
+                cells_of.setdefault(kernel, {})[arch] = f"{used}/{spilled}"
                 wider = [most for name, most in WIDER.items() if name in kernel]
                 limit = REGISTERS_DOUBLE if "<double" in kernel or "IdNS" in kernel else max([REGISTERS, *wider])
                 if used > limit or spilled:
                     failures.append(f"{source.name} sm_{arch} {kernel}: {used} registers, {spilled} bytes spilled")
-        for kernel, cells in sorted(table.items()):
+        for kernel, cells in sorted(cells_of.items()):
             print(f"{kernel[:60]:60}" + "".join(f"  {cells.get(arch, '-'):<11}" for arch in archs))
-        tool = disassembler()
-        if tool is None:
-            print("instructions per element: skipped, no cuobjdump (it comes with triton and with the CUDA toolkit)")
+        if 90 not in archs or table.cuobjdump() is None:
+            print("static figures of update: skipped, they need sm_90 and cuobjdump (of triton or the CUDA toolkit)")
         else:
-            print(f"\n{'sm_90, 3 terms, 1 output':40} instructions/element   16-byte accesses")
-            for what, per_element, wide in count(90, folder, tool):
-                print(f"{what:40} {per_element:20.1f} {wide:18}")
-                if what == "bf16, one keyed noise" and per_element > BUDGET:
-                    failures.append(f"sm_90 {what}: {per_element:.1f} instructions per element, allowed are {BUDGET}")
-                if wide < 4:
-                    failures.append(f"sm_90 {what}: {wide} 16-byte accesses, expected 3 loads and 1 store")
+            points = table.rows(folder / "update_90.o", folder)
+            failures += table.faults(points, table.read())
+            bounds = {bound: sum(p.bound == bound for p in points) for bound in ("memory", "issue", "latency")}
+            print(f"static figures of update on sm_90: {len(points)} points, bounds by the model {bounds}")
     for failure in failures:
         print(f"FAILED: {failure}")
     return 1 if failures else 0
