@@ -32,7 +32,19 @@ _HOME = {
     "accelerate": "integrations.diffusers.swap",
     "patch_diffusers": "integrations.diffusers.swap",
 }
-_MODULES = ("few_step", "grids", "langevin", "metrics", "models", "noise", "ops", "plan", "schedules", "solvers")
+_MODULES = (
+    "few_step",
+    "grids",
+    "langevin",
+    "metrics",
+    "models",
+    "noise",
+    "ops",
+    "plan",
+    "profiling",
+    "schedules",
+    "solvers",
+)
 
 # names that need another library do not come with a star
 __all__ = ["__version__", *(name for name, home in _HOME.items() if not home.startswith("integrations"))]

@@ -15,6 +15,7 @@ from .hooks import Bar, Recorder, caller
 from .models.network import Network, Predictor, as_network
 from .path import Path
 from .plan import Plan
+from .profiling.ranges import RunRanges
 from .run import Noise, PlanRun, Run, StepInfo
 
 __all__ = ["StepInfo", "StopSampling", "Trajectory", "check_finite", "drive", "sample"]
@@ -142,7 +143,7 @@ def sample(
         states = Recorder(run, known, grad) if return_trajectory else None
         hooks = [hook for hook in (states, callback and caller(run, callback)) if hook is not None]
         with Bar(progress, run.calls, title) as advance, torch.inference_mode(not grad):
-            made = drive(run, predict, [*hooks, *advance])
+            made = drive(run, predict, [*hooks, *advance], title)
         if check:
             check_finite(run.state)
         if stats is not None:
@@ -152,11 +153,19 @@ def sample(
         return x if states is None else Trajectory(x, states.value())
 
 
-def drive(run: Run, predict: Predictor, hooks: Sequence[Callable[[int], Any]] = ()) -> int:
+def drive(run: Run, predict: Predictor, hooks: Sequence[Callable[[int], Any]] = (), title: str = "") -> int:
     """Ask and tell until the run is done; each hook is called with the number of the call that was just told.
 
-    Returns how many calls were made.
+    ``title``: of the run in profiles (`fastsample.profiling`).  Returns how many calls were made.
     """
+    ranges = RunRanges.of(run, title)
+    if ranges is None:
+        return _drive(run, predict, hooks)
+    with ranges:
+        return _drive(run, ranges.network(predict), [*hooks, ranges.told])
+
+
+def _drive(run: Run, predict: Predictor, hooks: Sequence[Callable[[int], Any]]) -> int:
     asks = run.asks()
     tell = asks.send
     try:

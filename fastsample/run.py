@@ -22,6 +22,7 @@ from .given import Recorded as Recorded
 from .given import check_apart
 from .given import check_output as check_output
 from .plan import STARTS, output_of
+from .profiling.ranges import ranged
 from .reductions import Reductions
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class PlanRun:
         if self.grad:
             yield from self._functional()
             return
-        apply = torch.ops.fastsample.update_.default
+        apply = ranged("update", torch.ops.fastsample.update_.default)
         table, reduce = self._device.table, self._reduce
         late = self._noise is not None and self._noise.late
         before: Any = None
@@ -197,7 +198,8 @@ class PlanRun:
             del told
 
     def _functional(self) -> Asks:
-        slots, apply, parts = self._slots, torch.ops.fastsample.update.default, self.plan.parts
+        slots, parts = self._slots, self.plan.parts
+        apply = ranged("update", torch.ops.fastsample.update.default)
         before: Any = None
         for i, call in enumerate(self.plan.calls):
             ask = slots[call.ask] if parts == 1 else torch.cat(slots[call.ask : call.ask + parts], dim=1)

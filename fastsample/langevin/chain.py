@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import ops as ops  # defines torch.ops.fastsample
 from .. import row
+from ..profiling.ranges import ranged
 from .moves import FED, Kernel, Move
 from .targets import Target, check_energy, check_output
 
@@ -49,9 +50,10 @@ class Caller:
 
     def __init__(self, target: Target, like: Tensor) -> None:
         self.target, self._like, self.calls = target, like, 0
+        self._evaluate = ranged("network", target.evaluate)
 
     def __call__(self, fed: Tensor, energy: bool = False) -> tuple[Tensor, Tensor | None]:
-        out, value = self.target.evaluate(fed, energy)
+        out, value = self._evaluate(fed, energy)
         if self.calls == 0:
             check_output(out, self._like)
         if energy:
@@ -83,7 +85,7 @@ class RowRun:
 
     def advance(self, first: int, count: int) -> Iterator[int]:
         """Iterations ``first .. first + count - 1``; yields the number of each when it is done."""
-        update = torch.ops.fastsample.update_.default
+        update = ranged("update", torch.ops.fastsample.update_.default)
         slots, batch, device = self.slots, len(self.state), self.state.device
         e: Tensor | None = None
         numbers = iter(range(first, first + count))

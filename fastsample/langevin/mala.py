@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import decision, row
+from ..profiling.ranges import ranged
 from .chain import Array, Caller, Drive, scaled_copy, upload
 from .estimators import Estimator
 from .moves import Combo, make_move, mix
@@ -64,6 +65,8 @@ class MalaRun:
         self._nodes_table = upload(self._node_rows(), x.device)
         self.chain = torch.zeros(len(x), len(decision.CHAIN), dtype=torch.float64, device=x.device)
         self.call = Caller(target, x)
+        self._update = ranged("update", torch.ops.fastsample.update_.default)
+        self._decide = ranged("update metropolis", torch.ops.fastsample.metropolis_.default)
         if apart:
             scaled_copy(self._fed, x, target.kappa)
         e, energy = self.call(self._fed if apart else x, how.energy)
@@ -103,7 +106,7 @@ class MalaRun:
         if energy is not None:
             self.chain[:, 1].copy_(energy)
         key, noise = self._drive.noises(host)
-        torch.ops.fastsample.metropolis_.default(
+        self._decide(
             self.state,
             self._cache,
             self._outs,
@@ -126,9 +129,6 @@ class MalaRun:
         self._update(
             self._outs, [self.state, self._cache], upload(rows, self.state.device), step, *self._drive.noises(rows)
         )
-
-    def _update(self, *args: Any) -> None:
-        torch.ops.fastsample.update_.default(*args)
 
     def _rows(self, begin: int, size: int) -> Array:
         """Rows ``(size, 1 or B, 96)``: each decides on a proposal and writes the next."""

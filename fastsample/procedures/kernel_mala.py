@@ -20,6 +20,7 @@ from fastsample.procedures.kernel_moves import between, move, proposal, ratio
 from fastsample.procedures.kernel_run import KernelRun, Rows, whole
 from fastsample.procedures.kernel_target import Combo, denoised, mix
 from fastsample.procedures.registry import Setting
+from fastsample.profiling.ranges import ranged
 from fastsample.run import Asks, Output
 from fastsample.solvers.assemble import _positive
 from fastsample.solvers.registry import check_range
@@ -108,7 +109,8 @@ class Mala(KernelRun):
         }
 
     def asks(self) -> Asks:
-        decide, update = torch.ops.fastsample.metropolis_.default, torch.ops.fastsample.update_.default
+        decide = ranged("update metropolis", torch.ops.fastsample.metropolis_.default)
+        update = ranged("update", torch.ops.fastsample.update_.default)
         theta, count, node = self._theta, len(self.segments), self._node
         told: list[Tensor] = []
         if self.segments[0].needs_score(self.law):

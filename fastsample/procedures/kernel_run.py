@@ -16,6 +16,7 @@ from fastsample.procedures.kernel_moves import move
 from fastsample.procedures.kernel_target import STARTS as LAWS
 from fastsample.procedures.kernel_target import denoised, segments
 from fastsample.procedures.registry import Setting
+from fastsample.profiling.ranges import ranged
 from fastsample.run import NOISE_WEIGHTS, Output, Recorded, StepInfo, check_output
 from fastsample.solvers.assemble import _guidance, _positive, _starts, _times
 from fastsample.solvers.express import Network
@@ -107,6 +108,7 @@ class KernelRun:
         narrow = setting.width if width is None else width
         self.segments = segments(path, self.net, 0.0 if narrow is None else narrow)
         self.inner, self.law, self._setting = inner, init, setting
+        self._update = ranged("update", torch.ops.fastsample.update_.default)
         self.denoise = bool(shared["denoise"]) and path[-1].sigma > 0.0
 
         at: list[tuple[int, Level]] = []  # step of the path and level of every call
@@ -181,7 +183,7 @@ class KernelRun:
 
     def apply(self, number: int, outs: list[Tensor], terms: list[Tensor]) -> None:
         """Apply a row of ``rows``."""
-        torch.ops.fastsample.update_.default(outs, terms, *self.rows[number])
+        self._update(outs, terms, *self.rows[number])
 
     def begin(self) -> None:
         """Upload the rows and write the start of the run to ``x``: the end of ``__init__``, which refuses before."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastsample import noise, row
 from fastsample.path import Array
 from fastsample.procedures.registry import Procedure, Setting, add
+from fastsample.profiling.ranges import ranged
 from fastsample.run import Output, PlanRun, Recorded, StepInfo, check_output
 from fastsample.solvers import assemble as plans
 from fastsample.solvers import multilevel as levels_of
@@ -163,6 +164,7 @@ class Multilevel:
         x, kept = self._setting.x, self._outs[-1]
         buffers: dict[tuple[int, int], Tensor] = {}
         first = True
+        update = ranged("update", torch.ops.fastsample.update_.default)
         for i, asks in enumerate(self._asks):
             terms = [self.state]
             for ask in asks:
@@ -178,7 +180,7 @@ class Multilevel:
                     parts = [_spread(buffers, (ask.level, n), p, ask.index, x) for n, p in enumerate(parts)]
                 terms += parts
             key, given = self._noises(i)
-            torch.ops.fastsample.update_.default(self._outs, terms, self._rows, self._steps[i], key, given)
+            update(self._outs, terms, self._rows, self._steps[i], key, given)
 
     def _noises(self, i: int) -> tuple[Tensor | None, list[Tensor]]:
         if not self._noisy[i]:

@@ -21,6 +21,7 @@ from fastsample.bank import halves, packed_like
 from fastsample.path import Array
 from fastsample.procedures.control import positive
 from fastsample.procedures.registry import Procedure, Setting, add
+from fastsample.profiling.ranges import ranged
 from fastsample.run import Asks, Output, PlanRun, StepInfo, check_output
 from fastsample.solvers.phase import assemble, baselines
 from fastsample.solvers.phase.process import OPTIONS, check_path, process_of
@@ -83,6 +84,7 @@ class BlackBox:
             x = halves(self._z)[0]
             self._next, self._gap = packed_like(x), packed_like(x)
             self._slopes = [packed_like(x) for _ in NODES]
+        self._update = ranged("update", torch.ops.fastsample.update_.default)
         self._step = torch.zeros((), dtype=torch.int64, device=x.device)
         self.accepted = self.rejected = self.told = 0
         self._ended = -1
@@ -169,7 +171,7 @@ class BlackBox:
             for j, weight in enumerate(line):
                 values[0, row.w(k, j)] = weight
         table = torch.tensor(values, dtype=torch.float64, device=self._step.device)
-        torch.ops.fastsample.update_(list(outs), list(terms), table, self._step, None, [])
+        self._update(list(outs), list(terms), table, self._step, None, [])
 
     def _first(self) -> Generator[tuple[Tensor, Tensor], Output, float]:
         """Size of the first step, from the change of the slope over a small one (Hairer, Norsett, Wanner, II.4)."""

@@ -19,6 +19,7 @@ from fastsample import noise, row
 from fastsample.plan import STARTS
 from fastsample.procedures.poisson_rows import Call, Numbers, Rows, batch_calls
 from fastsample.procedures.registry import Procedure, Setting, add
+from fastsample.profiling.ranges import ranged
 from fastsample.run import Asks, PlanRun, Recorded, Run, StepInfo, check_output
 from fastsample.solvers import assemble as plans
 from fastsample.solvers.fine_tables import fine_table
@@ -45,6 +46,7 @@ class PoissonMidpoint:
         network = dict(setting.network)
         _check(network)
         self._setting, self._windows = setting, windows
+        self._update = ranged("update", torch.ops.fastsample.update_.default)
         self.guided = network["guidance"] is not None
         x, path = setting.x, windows.table.path
         self._noise = None if setting.noise is None else Recorded(setting.noise, 1 + path.steps)
@@ -153,7 +155,7 @@ class PoissonMidpoint:
     ) -> None:
         outs = [self._bank[name] for name in names]
         if not self._setting.grad:
-            torch.ops.fastsample.update_.default(outs, terms, table, step, key, given)
+            self._update(outs, terms, table, step, key, given)
             return
         dtypes = [out.dtype for out in outs]
         same = all(dtype == terms[0].dtype for dtype in dtypes)

@@ -11,6 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fastsample import noise as noise_module
+from fastsample.profiling.ranges import follow
 
 from .engine import PREDICTIONS, Recipe, Rows, apply, rows_for
 
@@ -73,6 +74,12 @@ class Fused:
     _times: tuple[float, ...] = ()
     _levels: tuple[float, ...] = ()  # the sigmas as floats
     _keys: tuple[Any, Tensor] | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        writer = next((parent for parent in cls.__mro__ if "step" in parent.__dict__), None)
+        if writer is cls or (writer is not None and not issubclass(writer, Fused)):  # PNDM has that of diffusers
+            follow(cls, "step", "update")
 
     if TYPE_CHECKING:  # the attributes of the class of diffusers beside it
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastsample.brownian import BrownianTreeNoiseSampler
 from fastsample.path import Path
 from fastsample.plan import Plan, make_plan
+from fastsample.profiling.ranges import ranged
 from fastsample.run import PlanRun
 from fastsample.solvers import registry
 
@@ -92,7 +93,7 @@ def run(
     if draws == "before" and not _noisy(plan.start("state")):
         noise(0)
     state = PlanRun(plan, x, start="state", noise=noise)
-    asks = state.asks()
+    asks, model = state.asks(), ranged("network", model)
     told: Any = None
     with _bar(plan.path.steps, disable) as advance:
         for call in range(plan.nfe):
