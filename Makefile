@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= out
 
-.PHONY: demo test lint gpu clean
+.PHONY: demo test lint bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastsample info
@@ -20,6 +20,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+# All benchmarks, under 25 minutes on 2 idle cores, and docs/benchmarks.md; BENCH=--quick: under 5 minutes.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(BENCH)
 
 # On a machine with a GPU and a CUDA build of torch: build, tests/gpu, sanitizers, benchmarks; results in benchmarks/results.
 gpu:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import importlib.util
 import json
 import os
 import platform
@@ -25,6 +24,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a file
+
+from benchmarks import suite  # noqa: E402
+
+SHORT = {"update": ["--budget", "130"], "metropolis": ["--quick"]}  # in the time that is left
 TOTAL = 530.0  # seconds
 
 
@@ -60,16 +64,11 @@ def stages() -> list[Stage]:
                 command += ["--kernel-name", f"kernel_substring={kernel}"]
         command += [python, "benchmarks/gpu_driver.py"]  # without torch's caching allocator, which would hide overruns
         found.append(Stage(tool, command, 45, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, missing))
-    script = ROOT / "benchmarks" / "update.py"
-    reason = "" if script.exists() else "benchmarks/update.py does not exist"
-    found.append(Stage("benchmark", [python, str(script), "--gpu", "--budget", "140"], 180, {}, reason))
-    for name, limit in (("schedulers", 60), ("threshold", 40), ("brownian", 40), ("metropolis", 60)):
-        module = ROOT / "benchmarks" / f"{name}.py"
-        reason = "" if module.exists() else f"benchmarks/{name}.py does not exist"
-        if name == "schedulers" and importlib.util.find_spec("diffusers") is None:
-            reason = "diffusers is not installed"
-        short = {"schedulers": ["--min-time", "0.05", "--no-errors"], "metropolis": ["--quick"]}
-        found.append(Stage(name, [python, str(module), "--gpu", *short.get(name, [])], limit, {}, reason))
+    for member in suite.MEMBERS:
+        if member.gpu:
+            command = [python, "-m", f"benchmarks.{member.name}", "--gpu", *SHORT.get(member.name, [])]
+            found.append(Stage(member.name, command, member.gpu, skip=suite.missing(member)))
+    found.append(Stage("page", [python, "-m", "benchmarks", "--page"], 30))
     return found
 
 

@@ -35,6 +35,7 @@ JOBS = (
     Job("uld", 4, 2**20),
 )
 GPU_JOBS = (*JOBS, Job("mala", 64, 10**6))  # the last takes two launches
+plot = plots.ratios
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if job.wanted is not None:
             run.promise(f"{job.name}: eager PyTorch over ours", job.wanted, ratio(times[EAGER], times[OURS]))
         run.save()
-    return run.end(plots.ratios)
+    return run.end(plot)
 
 
 def figures(

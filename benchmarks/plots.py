@@ -34,7 +34,7 @@ def ratios(records: Sequence[Record], path: Path) -> None:
     axis.set(xscale="log", xlabel="times the time of ours")
     axis.axvline(1, color="black", linewidth=0.8)
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=100)
 

@@ -31,6 +31,7 @@ OURS, OP, STOCK, QUANTILE = "fastsample", "threshold_", "diffusers", "torch.quan
 RESCALE, FORMULA = "rescale_", "torch-rescale"
 RATIO, LOW, HIGH = 0.995, 1.0, 3.0
 GATHER = 4096  # elements of a sample up to which the CPU reads it once
+plot = plots.ratios
 
 
 def build(shape: Sequence[int], device: str) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             what = f"{name}: threshold_ and update_ against the step of diffusers"
             run.promise(what, wanted, ratio(times[STOCK], times[OURS]))
         run.save()
-    return run.end(plots.ratios)
+    return run.end(plot)
 
 
 def figures(

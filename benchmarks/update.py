@@ -27,6 +27,7 @@ from benchmarks.harness import Timed, host_time, measure, peak_bytes
 
 SHAPES = ((1, 4, 8, 8), (1, 4, 128, 128), (16, 4, 128, 128))
 COPIES = 256  # most copies of a program's memory, to keep a GPU's L2 cold
+plot = plots.times_over_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         session.promised = report.must_reach(points, session.facts)
         session.save()
     print(report.text(points, session.facts))
-    return session.end(plots.times_over_size)
+    return session.end(plot)
 
 
 def run(
