@@ -1,0 +1,139 @@
+"""The network of a recording: lent for the time of a run, so that a recording keeps no network in memory."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.ladder import Ladder
+from ..models.network import Network, Output, Predictor, _join
+
+
+class _Lent:
+    """A callable in the place of a network's own."""
+
+    fn: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if self.fn is None:
+            raise RuntimeError("a recording asked a network outside of a run")
+        return self.fn(*args)
+
+
+class Borrowed:
+    """A network of the same facts whose callables are there only within ``given(network)``."""
+
+    def __init__(self, network: Network) -> None:
+        self._places: list[_Lent] = []
+        self._energy = _Lent()
+
+        def place(fn: Callable[..., Any]) -> Callable[..., Any]:
+            self._places.append(_Lent())
+            return self._places[-1]
+
+        self.network = network.wrapped(place)
+        self.network.exact = None
+        if network.energy is not None:
+            self.network.energy = self._energy
+
+    @contextmanager
+    def given(self, network: Network) -> Iterator[None]:
+        """Within this context the callables are those of ``network``."""
+        found: list[Callable[..., Any]] = []
+
+        def seen(fn: Callable[..., Any]) -> Callable[..., Any]:
+            found.append(fn)
+            return fn
+
+        network.wrapped(seen)
+        for place, fn in zip(self._places, found, strict=True):
+            place.fn = fn
+        self._energy.fn = network.energy
+        try:
+            yield
+        finally:
+            for place in (*self._places, self._energy):
+                place.fn = None
+
+
+def joined(network: Network, guided: bool, cond: Any, uncond: Any) -> Any:
+    """The conditions as a network wants them: of one branch, ``(cond, uncond)``, or those of twice the batch in a list."""
+    if not guided:
+        return cond
+    both = _join(cond, uncond) if network.one_batch else None
+    return (cond, uncond) if both is None else [both]
+
+
+def predictor(network: Network, guided: bool, conds: Any, like: Tensor, t: Tensor) -> Predictor:
+    """``predict(x, t)`` on conditions made by `joined` that lie in memory that stays."""
+    if not guided:
+        return network.given(conds)
+    if isinstance(conds, tuple):
+        return network.guided(*conds)
+    batch = len(like)
+    x2, t2 = (torch.cat([one, one]) for one in (torch.empty_like(like), t))
+
+    def predict(x: Tensor, t: Tensor) -> Output:
+        for two, one in ((x2, x), (t2, t)):
+            two[:batch].copy_(one)
+            two[batch:].copy_(one)
+        out = network(x2, t2, conds[0])
+        if not isinstance(out, Tensor) or len(out) != len(x2):
+            return out  # type: ignore[no-any-return]  # the check of outputs says what is wrong with it
+        return out[:batch], out[batch:]
+
+    return predict
+
+
+def owner(model: Any) -> Any:
+    """The object whose life ends that of its recordings."""
+    if isinstance(model, Network) and not isinstance(model, Ladder):
+        model = model.fn
+    while isinstance(model, functools.partial):
+        model = model.func
+    return getattr(model, "__self__", model)  # a bound method is made anew at every access
+
+
+def weak(thing: Any, gone: Callable[[Any], Any]) -> Callable[[], Any]:
+    """A reference that keeps nothing alive; of things that do not allow one, one that does."""
+    try:
+        return weakref.ref(thing, gone)
+    except TypeError:
+        return lambda: thing
+
+
+def name_of(model: Any, network: Network) -> Hashable:
+    """What tells two networks of one owner apart, and one network before and after its weights were moved."""
+    fn = model.fn if isinstance(model, Network) else model
+    args: Hashable = None
+    if isinstance(fn, functools.partial):
+        args = (id(fn.func), tuple(map(id, fn.args)), tuple((k, id(v)) for k, v in fn.keywords.items()))
+    method = getattr(fn, "__func__", None)
+    facts = (type(network), network.prediction, network.time, network.dtype, network.one_batch)
+    places = tuple(_places(module) for module in _modules(fn))
+    return (*facts, id(method) if method is not None else None, args, places)
+
+
+def _modules(fn: Any) -> Iterator[nn.Module]:
+    """The modules that a callable is made of, as far as can be seen: itself, its object, what it closes over."""
+    seen = [fn, getattr(fn, "__self__", None), getattr(fn, "func", None)]
+    for cell in getattr(fn, "__closure__", None) or ():
+        try:
+            seen.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            continue
+    for thing in seen:
+        if isinstance(thing, nn.Module):
+            yield thing
+
+
+def _places(module: nn.Module) -> int:
+    """Where the weights lie, and whether they are being trained: a recording holds for these alone."""
+    weights = tuple(x.data_ptr() for x in (*module.parameters(), *module.buffers()) if not isinstance(x, nn.UninitializedParameter))
+    return hash((weights, tuple(part.training for part in module.modules())))
