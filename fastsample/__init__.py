@@ -28,12 +28,15 @@ _HOME = {
     "update_": "ops",
     "use_backend": "ops",
     "BackendError": "ops",
+    "CaptureError": "errors",
+    "capture": "graph",
     "keys": "noise",
     "accelerate": "integrations.diffusers.swap",
     "patch_diffusers": "integrations.diffusers.swap",
 }
 _MODULES = (
     "few_step",
+    "graph",
     "grids",
     "langevin",
     "metrics",
@@ -50,6 +53,8 @@ _MODULES = (
 __all__ = ["__version__", *(name for name, home in _HOME.items() if not home.startswith("integrations"))]
 
 if TYPE_CHECKING:
+    from .errors import CaptureError as CaptureError
+    from .graph import capture as capture
     from .grids import make_path as make_path
     from .integrations.diffusers.swap import accelerate as accelerate
     from .integrations.diffusers.swap import patch_diffusers as patch_diffusers

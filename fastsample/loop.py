@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 from . import noise as keyed
 from . import procedures
 from .choosing import check_fit, plan_for, procedure_for
+from .graph.request import Request
+from .graph.serve import check_mode, serve
 from .hooks import Bar, Recorder, caller
 from .models.network import Network, Predictor, as_network
 from .path import Path
@@ -64,6 +68,7 @@ def sample(
     grad: bool = False,
     check: bool = True,
     stats: dict[str, Any] | None = None,
+    graph: str = "off",
     **options: Any,
 ) -> Any:
     """Draw samples.
@@ -100,6 +105,8 @@ def sample(
         stats: a dict that is filled with what the run says of itself at its end, as JSON values: ``solver``, ``nfe``
             (network calls made) and, of samplers that decide while they run, such as acceptance rates. May read the
             device.
+        graph: ``"on"``: record the network and the updates once and replay them, as CUDA graphs; ``"whole"``: the whole
+            run as one recording; ``"auto"``: where that is faster, ``"off"`` where not. See docs/graphs.md.
         options: for the solver, such as ``eta``; see ``fastsample solvers``.
 
     Returns:
@@ -108,10 +115,13 @@ def sample(
     Raises:
         TypeError, ValueError: an argument that is not allowed, by name, before anything is computed.
         FloatingPointError: the network gave NaN or infinity (see ``check``).
+        CaptureError: ``graph`` is ``"on"`` or ``"whole"``, and the run cannot be recorded.
     """
+    check_mode(graph)
     network = as_network(model, prediction=prediction if plan is None else None)
     state = _state(x, network, dtype, device)
     kind, first = _start(x, start)
+    begin: Any = None
     procedure = None if plan is not None else procedures.get(solver)
     if plan is None:
         choice = {"schedule": schedule, "grid": grid, "path": path, "guidance": guidance, "start": first, **options}
@@ -132,25 +142,42 @@ def sample(
         plan = plan.with_denoised()
 
     key = None if noise is not None else _keys(seed, sample_ids, len(state), state.device)
-    with torch.set_grad_enabled(grad):  # what is made here outlives the run: ordinary tensors
+    with torch.set_grad_enabled(grad), ExitStack() as held:  # what is made here outlives the run: ordinary tensors
         shared: dict[str, Any] = {"start": kind, "key": key, "noise": noise, "input_dtype": network.dtype, "grad": grad}
-        if plan is None:
-            run: Run = begin(state, energy=network.energy_given(network.condition(cond, state)), **shared)
-        else:
-            run = PlanRun(plan, state, **shared)
-        predict = _predictor(network, run.guided, cond, uncond, state)
+        run: Any = None  # of a plan, made where no recording has its memory
+        if begin is not None:
+            run = begin(state, energy=network.energy_given(network.condition(cond, state)), **shared)
+        guided = run.guided if plan is None else plan.guided
+        cond, uncond = _conditions(network, guided, cond, uncond, state)
         known, title = (None, str(solver)) if plan is None else (len(set(plan.step_of)), plan.solver)
+        go: Any
+        served = None
+        if graph != "off":
+            what = (model, network, plan, run, begin, state, kind, key, noise, guided, cond, uncond, grad)
+            hooked = bool(callback or progress or return_trajectory)
+            served = held.enter_context(serve(graph, Request(*what, hooked=hooked)))
+        if served is not None and served.run is not None:
+            run, go = served.run, served.drive
+        else:
+            run = run if plan is None else PlanRun(plan, state, **shared)
+            both = guided and cond is not None
+            predict = network.guided(cond, uncond) if both else network.given(cond)
+            go = partial(drive, run, predict, title=title)
         states = Recorder(run, known, grad) if return_trajectory else None
         hooks = [hook for hook in (states, callback and caller(run, callback)) if hook is not None]
         with Bar(progress, run.calls, title) as advance, torch.inference_mode(not grad):
-            made = drive(run, predict, [*hooks, *advance], title)
+            made = go([*hooks, *advance])
         if check:
             check_finite(run.state)
         if stats is not None:
             more = getattr(run, "stats", None)
             stats.update({"solver": title, "nfe": made, **({} if more is None else more())})
-        x = run.state if plan is None or plan.parts == 1 or grad else run.state.clone()  # not half of a tensor
-        return x if states is None else Trajectory(x, states.value())
+            if served is not None:
+                stats["graph"] = served.stats()
+        # neither half of a tensor nor memory of a recording
+        lent = served is not None and served.run is not None
+        final = run.state.clone() if lent or (plan is not None and plan.parts == 2 and not grad) else run.state
+        return final if states is None else Trajectory(final, states.value())
 
 
 def drive(run: Run, predict: Predictor, hooks: Sequence[Callable[[int], Any]] = (), title: str = "") -> int:
@@ -250,19 +277,18 @@ def _keys(seed: Seed | None, sample_ids: Sequence[int] | Tensor | None, batch: i
     return keyed.keys(seed, ids, device)
 
 
-def _predictor(network: Network, guided: bool, cond: Any, uncond: Any, state: Tensor) -> Predictor:
+def _conditions(network: Network, guided: bool, cond: Any, uncond: Any, state: Tensor) -> tuple[Any, Any]:
+    """The conditions of both branches, with those that are usual where none are given."""
     for name, value in (("cond", cond), ("uncond", uncond)):
         if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != len(state)):
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, need {len(state)} conditions, one per sample")
     if not guided:
-        cond = network.condition(cond, state)
         if uncond is not None:
             raise ValueError("uncond: got it without guidance; give guidance= too")
-        return network.given(cond)
+        return network.condition(cond, state), None
     if cond is None:
         if uncond is not None or network.null_class is not None:
             raise ValueError("cond: got none under guidance; give one condition per sample")
-        return network.given(None)
-    if uncond is None and network.null_class is not None and isinstance(cond, Tensor):
+    elif uncond is None and network.null_class is not None and isinstance(cond, Tensor):
         uncond = torch.full_like(cond, network.null_class)
-    return network.guided(cond, uncond)
+    return cond, uncond

@@ -58,7 +58,7 @@ class CallListRecorder:
 
 class _Listing(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[Any, ...]] = []
         self.sizes: dict[int, int] = {}  # bytes by storage
 

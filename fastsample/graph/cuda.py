@@ -40,9 +40,7 @@ class CudaRecorder:
             graph = torch.cuda.CUDAGraph()
             try:
                 # other threads may use the device meanwhile: only what this one does must be allowed in a capture
-                with torch.cuda.graph(
-                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-                ):
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     body()
             except RuntimeError as error:
                 torch.cuda.set_stream(current)  # torch does not go back to it where the end of a capture fails
@@ -63,7 +61,7 @@ class CudaRecorder:
         """Bytes by which the pool has grown since the last recording."""
         pool = tuple(self._pool)
         held = sum(
-            part["total_size"]
+            int(part["total_size"])
             for part in torch.cuda.memory_snapshot()
             if tuple(part.get("segment_pool_id", ())) == pool
         )

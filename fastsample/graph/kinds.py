@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import row
-from ..given import NOISE_WEIGHTS
-from ..plan import STARTS, Plan, output_of
+from ..plan import Plan
 
 Named = tuple[int, str]  # a slot: its number and its role
 
@@ -33,18 +32,16 @@ class Kind(NamedTuple):
 def kinds_of(plan: Plan) -> tuple[Kind, ...]:
     """The kind of every call of a plan."""
     roles = [slot.role for slot in plan.slots]
-    noisy = plan.table[:, NOISE_WEIGHTS].any(axis=1)
-    told, reduce = times_in_rows(plan), _reduce(plan)
+    told, reduce = False, _reduce(plan)
     kinds: list[Kind] = []
-    for i, call in enumerate(plan.calls):
-        after = () if i + 1 == plan.nfe else plan.calls[i + 1].terms
+    for i, (call, _, keep, noisy) in enumerate(plan.patterns):
         kinds.append(
             Kind(
                 (call.ask, roles[call.ask]),
                 tuple((j, roles[j]) if j >= 0 else j for j in call.terms),
                 tuple((j, roles[j]) for j in call.outputs),
-                bool(noisy[i]),
-                any(j < 0 and output_of(j, plan.parts)[2] > 0 for j in after),
+                noisy,
+                keep,
                 told,
                 None if reduce is None else (*reduce[:-1], float(reduce[-1][i])),
             )
@@ -56,7 +53,7 @@ def times_in_rows(plan: Plan) -> bool:
     """Whether each row holds the time of the call after it, and the starts that of the first."""
     if plan.targets is not None or not plan.nfe:
         return False
-    first = plan.starts[: len(STARTS), row.TIME]
+    first = plan.starts[:, row.TIME]
     return bool((first == plan.t[0]).all() and np.array_equal(plan.table[:-1, row.TIME], plan.t[1:]))
 
 

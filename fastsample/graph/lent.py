@@ -63,23 +63,27 @@ class Borrowed:
 
 
 def joined(network: Network, guided: bool, cond: Any, uncond: Any) -> Any:
-    """The conditions as a network wants them: of one branch, ``(cond, uncond)``, or those of twice the batch in a list."""
-    if not guided:
+    """The conditions as a network wants them: of one branch, a pair, or those of twice the batch in a list."""
+    if not guided or cond is None:  # guided without conditions: the network itself returns both branches
         return cond
     both = _join(cond, uncond) if network.one_batch else None
     return (cond, uncond) if both is None else [both]
 
 
-def predictor(network: Network, guided: bool, conds: Any, like: Tensor, t: Tensor) -> Predictor:
+def predictor(network: Network, guided: bool, conds: Any) -> Predictor:
     """``predict(x, t)`` on conditions made by `joined` that lie in memory that stays."""
-    if not guided:
+    if not guided or conds is None:
         return network.given(conds)
     if isinstance(conds, tuple):
         return network.guided(*conds)
-    batch = len(like)
-    x2, t2 = (torch.cat([one, one]) for one in (torch.empty_like(like), t))
+    buffers: dict[Hashable, tuple[Tensor, ...]] = {}
 
     def predict(x: Tensor, t: Tensor) -> Output:
+        batch, kind = len(x), (x.shape, x.dtype, t.dtype)
+        if kind not in buffers:  # in a warm-up, before anything is recorded
+            with torch.inference_mode(False):
+                buffers[kind] = tuple(torch.cat([one.detach(), one.detach()]) for one in (x, t))
+        x2, t2 = buffers[kind]
         for two, one in ((x2, x), (t2, t)):
             two[:batch].copy_(one)
             two[batch:].copy_(one)
@@ -135,5 +139,9 @@ def _modules(fn: Any) -> Iterator[nn.Module]:
 
 def _places(module: nn.Module) -> int:
     """Where the weights lie, and whether they are being trained: a recording holds for these alone."""
-    weights = tuple(x.data_ptr() for x in (*module.parameters(), *module.buffers()) if not isinstance(x, nn.UninitializedParameter))
+    weights = tuple(_place(x) for x in (*module.parameters(), *module.buffers()))
     return hash((weights, tuple(part.training for part in module.modules())))
+
+
+def _place(x: Tensor) -> int:
+    return 0 if nn.parameter.is_lazy(x) else x.data_ptr()  # a lazy one has no memory yet

@@ -26,11 +26,15 @@ class Memory:
         conds: conditions, see `fastsample.graph.trees`; already tensors of its own.
     """
 
-    def __init__(
-        self, like: Tensor, *, parts: int, input_dtype: torch.dtype | None, targets: bool, conds: Any
-    ) -> None:
+    def __init__(self, like: Tensor, *, parts: int, input_dtype: torch.dtype | None, targets: bool, conds: Any) -> None:
         self._like = torch.empty_like(like, device="meta", requires_grad=False)
-        self.device, self.shape, self.batch, self._parts = like.device, like.shape, len(like), parts
+        self.dtype, self.device, self.shape, self.batch, self._parts = (
+            like.dtype,
+            like.device,
+            like.shape,
+            len(like),
+            parts,
+        )
         self._input_dtype = input_dtype or like.dtype
         self._wide = torch.float64 if like.dtype == torch.float64 else torch.float32
         self._slots: dict[Named, Tensor] = {}
@@ -94,9 +98,10 @@ class Memory:
         if key is not None:
             self.key.view(torch.int64).copy_(key.view(torch.int64))
         if self._loaded is not plan:
-            rows, told = plan.to(self.device), plan.t if plan.targets is None else _stack(plan)
+            with torch.inference_mode(False):  # kept by the plan for later runs, which may want gradients
+                rows = plan.to(self.device)
             self.table[: plan.nfe].copy_(rows.table)
-            self.times[: plan.nfe].copy_(torch.as_tensor(told))
+            self.times[: plan.nfe].copy_(rows.told)
             self._loaded = plan  # type: ignore[assignment]
         self.rewind()
 
@@ -111,9 +116,3 @@ class Memory:
 
     def _fill(self, x: Tensor) -> Tensor:
         return x.zero_()  # warm-ups read slots that no row has written
-
-
-def _stack(plan: Plan) -> Any:
-    import numpy as np
-
-    return np.stack([plan.t, plan.targets], axis=-1)  # type: ignore[list-item]

@@ -7,6 +7,7 @@ the same memory are copies of tables, and no recording is made again.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -14,14 +15,15 @@ import torch
 from torch import Tensor
 
 from ..given import NOISE_WEIGHTS, check_output
-from ..models.network import Network
 from ..plan import STARTS, Plan, output_of
+from ..profiling.ranges import range_of, ranged
 from ..reductions import Reductions
 from ..run import PlanRun, _parts
 from . import lent, trees
 from .kinds import Kind, kinds_of
 from .memory import Memory
 from .recorders import Recorder, Recording
+from .request import Request
 
 
 class Replayed(PlanRun):
@@ -36,24 +38,59 @@ class Replayed(PlanRun):
         raise RuntimeError("a replayed run asks no network")
 
 
+class Drive:
+    """Replays a run; ``drive(hooks)`` does what `fastsample.loop.drive` does."""
+
+    def __init__(
+        self,
+        replays: list[Callable[[], None]],
+        calls: int,
+        restart: Callable[[], None],
+        count: Callable[[int], None],
+    ) -> None:
+        self.calls, self.restart, self._replays, self._count = calls, restart, replays, count
+
+    def __call__(self, hooks: Sequence[Callable[[int], Any]] = ()) -> int:
+        from ..loop import StopSampling
+
+        self._count(len(self._replays))
+        if not hooks:
+            for replay in self._replays:
+                replay()
+            return self.calls
+        for call, replay in enumerate(self._replays):
+            replay()
+            try:
+                for hook in hooks:
+                    hook(call)
+            except StopSampling:
+                return call + 1
+        return self.calls
+
+    def some(self, calls: int) -> None:
+        """The first calls, from the start."""
+        self.restart()
+        for replay in self._replays[:calls]:
+            replay()
+
+
 class Steps:
     """Memory and recordings of the plans of one network on states of one kind.
 
     Args:
-        network: the network; not kept, see `lent.Borrowed`.
-        x: the state as `PlanRun` takes it, for its shape, dtype, layout and device.
-        plan: the first plan, for what all plans served must agree in (`fits`).
-        start: as `PlanRun`.
-        conds: of `lent.joined`.
+        request: the first run, for what all runs served must agree in, see ``Request.name``.
+        conds: its conditions.
         recorder: makes the recordings.
 
     ``captures`` and ``replays`` count what was done since it was made.
     """
 
-    def __init__(self, network: Network, x: Tensor, plan: Plan, start: str, conds: Any, recorder: Recorder) -> None:
-        like = _parts(plan, x, start)[0]
+    def __init__(self, request: Request, conds: Any, recorder: Recorder) -> None:
+        network, plan = request.network, request.plan
+        assert plan is not None
+        like = _parts(plan, request.x, request.start)[0]
         self._borrowed = lent.Borrowed(network)
-        self._fits, self._guided, self._parts = fits(plan), plan.guided, plan.parts
+        self._guided, self._parts = plan.guided, plan.parts
         self.memory = Memory(
             like,
             parts=plan.parts,
@@ -62,7 +99,8 @@ class Steps:
             conds=trees.fixed(conds),
         )
         self._predict: Any = None
-        self._recorder = recorder
+        self._recorder, self.kind = recorder, recorder.name
+        self.lock = threading.RLock()
         self._recordings: dict[Hashable, tuple[Recording, Any]] = {}
         self.captures = self.replays = 0
 
@@ -74,56 +112,47 @@ class Steps:
     def __len__(self) -> int:
         return len(self._recordings)
 
-    def fits(self, plan: Plan) -> bool:
-        """Whether a plan can be run here."""
-        return fits(plan) == self._fits
+    def facts(self) -> dict[str, Any]:
+        """What this is, as JSON values."""
+        shape, dtype = list(self.memory.shape), str(self.memory.dtype).removeprefix("torch.")
+        counts = {"recordings": len(self), "captures": self.captures, "replays": self.replays}
+        return {"network": self._borrowed.network.name, "kind": self.kind, "shape": shape, "dtype": dtype, **counts}
 
-    def begin(
-        self, network: Network, plan: Plan, x: Tensor, start: str, key: Tensor | None, conds: Any, whole: bool
-    ) -> tuple[Replayed, Callable[[Sequence[Callable[[int], Any]]], int]]:
+    def begin(self, request: Request, conds: Any, whole: bool) -> tuple[Replayed, Drive]:
         """The run of a plan: what hooks see, and what drives it as `fastsample.loop.drive` does.
 
-        Records what has no recording yet.  Raises `CaptureError` where that is not possible.
+        Records what has no recording yet: the calls of a kind, or with ``whole`` all calls of the plan as one.  Hold
+        ``lock`` until the result is copied.  Raises `CaptureError` where recording is not possible.
         """
+        plan, x, start = request.plan, request.x, request.start
+        assert plan is not None
         kinds = kinds_of(plan)
         with torch.inference_mode():
             if self.memory.grow(plan.nfe):
                 self._recordings.clear()
             trees.refill(self.memory.conds, conds)
-            self.memory.load(plan, key)
+            self.memory.load(plan, request.key)
             slots = [self.memory.slot((j, slot.role)) for j, slot in enumerate(plan.slots)]
-            missing = [kinds] if whole else list(dict.fromkeys(kinds))
-            missing = [name for name in missing if name not in self._recordings]
+            wanted: list[Hashable] = [kinds] if whole else list(dict.fromkeys(kinds))
+            missing = [name for name in wanted if name not in self._recordings]
             self._start(plan, x, start, slots)
             if missing:
-                with self._borrowed.given(network):
+                with self._borrowed.given(request.network):
                     for name in missing:
                         self._record(plan, name, kinds)
                 self.memory.rewind()
                 self._start(plan, x, start, slots)  # warm-ups have moved it
         names: list[Hashable] = [kinds] if whole else list(kinds)
-        replays = [self._recordings[name][0].replay for name in names]
-        return Replayed(plan, slots), self._driver(replays, plan.nfe)
+        replays = [ranged("replay", self._recordings[name][0].replay) for name in names]
 
-    def _driver(self, replays: list[Callable[[], None]], calls: int) -> Callable[..., int]:
-        def drive(hooks: Sequence[Callable[[int], Any]] = ()) -> int:
-            from ..loop import StopSampling
+        def restart() -> None:
+            self.memory.rewind()
+            self._start(plan, x, start, slots)
 
-            self.replays += len(replays)
-            if not hooks:
-                for replay in replays:
-                    replay()
-                return calls
-            for call, replay in enumerate(replays):
-                replay()
-                try:
-                    for hook in hooks:
-                        hook(call)
-                except StopSampling:
-                    return call + 1
-            return calls
+        def count(number: int) -> None:
+            self.replays += number
 
-        return drive
+        return Replayed(plan, slots), Drive(replays, plan.nfe, restart, count)
 
     def _start(self, plan: Plan, x: Tensor, start: str, slots: list[Tensor]) -> None:
         """Write the start of a run: the prologue's row, applied at once."""
@@ -137,18 +166,17 @@ class Steps:
     def _record(self, plan: Plan, name: Any, kinds: tuple[Kind, ...]) -> None:
         memory = self.memory
         if self._predict is None:
-            seen = memory.asked(kinds[0].ask)
-            self._predict = lent.predictor(self._borrowed.network, self._guided, memory.conds, seen, memory.t)
+            self._predict = lent.predictor(self._borrowed.network, self._guided, memory.conds)
         calls = [kinds.index(name)] if isinstance(name, Kind) else list(range(len(kinds)))
         reduce = Reductions.of(plan, memory.slot((0, plan.slots[0].role)))
-        said = {output_of(j, plan.parts)[1] for call in plan.calls for j in call.terms if j < 0}
-        also = memory.shape if plan.parts == 2 and len(said) == 1 else None  # one part alone, as in `PlanRun`
+        also = memory.shape if plan.parts == 2 and len(plan.said) == 1 else None  # one part alone, as in `PlanRun`
 
         def body() -> None:
             for call in calls:
                 self._call(kinds[call], call, reduce, also)
 
-        recording = self._recorder.record(body, lambda: memory.rewind(calls[0]))
+        with range_of(f"capture {plan.solver}", self.captures):
+            recording = self._recorder.record(body, lambda: memory.rewind(calls[0]))
         self._recordings[name] = recording, reduce  # its tables belong to the recording
         self.captures += 1
 
@@ -179,8 +207,3 @@ class Steps:
         out = self.memory.before(branch, said[branch]) if back else said[branch]
         count = self.memory.shape[1]
         return out if self._parts == 1 or out.shape[1] == count else out.narrow(1, part * count, count)
-
-
-def fits(plan: Plan) -> Hashable:
-    """What plans must agree in to share memory."""
-    return plan.parts, plan.guided, plan.targets is not None

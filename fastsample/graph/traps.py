@@ -1,4 +1,4 @@
-"""What cannot be recorded, found while it runs: reads of the host, shapes that depend on data, uploads in every call."""
+"""What cannot be recorded, found while it runs: host reads, shapes that depend on data, uploads in every call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Traps:
     """A context in which everything that a recording would miss raises `CaptureError`, which says what and where."""
 
     def __init__(self) -> None:
-        self._modes: tuple[Any, ...] = (_Methods(), _Ops())
+        self._modes: tuple[Any, ...] = (_Methods(), _Ops())  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> None:
         for mode in self._modes:

@@ -1,4 +1,4 @@
-"""Conditions in memory that stays: tensors, or dicts, tuples and lists of tensors; what is no tensor is part of a name."""
+"""Conditions in memory that stays: tensors, or dicts, tuples and lists of them; all else is part of a name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def signature(tree: Any) -> Hashable:
-    """What two trees that can share memory have in common: structure, shapes, dtypes, strides, and all else by value."""
+    """What trees that can share memory have in common: structure, shapes, dtypes, strides, all else by value."""
     if isinstance(tree, Tensor):
         return Tensor, tree.shape, tree.dtype, tree.device, tree.stride()
     if isinstance(tree, dict):

@@ -1,0 +1,115 @@
+"""A procedure of fixed course as one recording: all its network calls and everything between them.
+
+A run is begun on the host for every sample call, which makes its rows, times and start; what it made is copied into the
+memory of the run that was recorded, tensor by tensor, and the recording is replayed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..run import Run
+from . import lent, trees
+from .recorders import Recorder
+from .request import Request
+
+
+class WholeRun:
+    """The recording of one procedure at one course; see the module.  ``captures`` and ``replays`` count."""
+
+    def __init__(self, request: Request, conds: Any, recorder: Recorder) -> None:
+        self._borrowed, self._conds = lent.Borrowed(request.network), trees.fixed(conds)
+        self._recorder, self.kind, self.lock = recorder, recorder.name, threading.RLock()
+        self._shape, self._dtype = list(request.x.shape), str(request.x.dtype).removeprefix("torch.")
+        self._recording: Any = None
+        self.captures = self.replays = 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the recording and by the run that it belongs to."""
+        if self._recording is None:
+            return 0
+        return int(self._recording.bytes) + sum(memory.nbytes() for memory in self._memories)
+
+    def facts(self) -> dict[str, Any]:
+        """What this is, as JSON values."""
+        counts = {"recordings": self.captures, "captures": self.captures, "replays": self.replays}
+        name, kind = self._borrowed.network.name, self.kind
+        return {"network": name, "kind": kind, "shape": self._shape, "dtype": self._dtype, **counts}
+
+    def begin(self, request: Request, conds: Any, whole: bool = True) -> tuple[Run, Callable[..., int]]:
+        """As `Steps.begin`."""
+        with torch.inference_mode():
+            trees.refill(self._conds, conds)
+        if self._recording is None:
+            self._record(request)
+        fresh: Any = request.run
+        with torch.inference_mode():
+            for kept, new in zip(self._memories, memories(fresh), strict=True):
+                kept.copy_(new, False)
+        if hasattr(self._run, "adopt"):
+            self._run.adopt(fresh)
+
+        def drive(hooks: Sequence[Callable[[int], Any]] = ()) -> int:
+            self._recording.replay()
+            self.replays += 1
+            return self._made
+
+        return self._run, drive
+
+    def _record(self, request: Request) -> None:
+        from ..loop import drive
+
+        assert request.begin is not None
+        network, x = self._borrowed.network, request.x
+        x = torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape) if 0 in x.stride() else x.clone()
+        key = None if request.key is None else request.key.clone()
+        with torch.inference_mode(False), torch.no_grad(), self._borrowed.given(request.network):
+            energy = network.energy_given(self._conds if not request.guided else None)
+            run: Any = request.begin(
+                x, energy=energy, start=request.start, key=key, noise=None, input_dtype=network.dtype, grad=False
+            )
+            self._memories = list(memories(run))
+            predict = lent.predictor(network, request.guided, self._conds)
+            begun = {name: list(value) if type(value) is list else value for name, value in vars(run).items()}
+
+            def again() -> None:  # what a run has learned of itself must not be there when it begins
+                vars(run).update({k: list(v) if type(v) is list else v for k, v in begun.items()})
+
+            def body() -> None:
+                self._made = drive(run, predict)
+
+            with torch.inference_mode():
+                self._recording = self._recorder.record(body, again)
+        self._run = run
+        self.captures += 1
+
+
+def memories(run: Any) -> Iterator[torch.UntypedStorage]:
+    """The memory that a run has of its own, each once, in an order that runs of one course share."""
+    seen: set[int] = set()
+    x = run._setting.x.untyped_storage()
+    for tensor in _tensors(vars(run), set()):
+        memory = tensor.untyped_storage()
+        if memory._cdata not in seen and memory._cdata != x._cdata:
+            seen.add(memory._cdata)
+            yield memory
+
+
+def _tensors(value: Any, been: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part, been)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part, been)
+    elif type(value).__module__.startswith("fastsample.") and hasattr(value, "__dict__") and id(value) not in been:
+        been.add(id(value))
+        yield from _tensors(vars(value), been)
