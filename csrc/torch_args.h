@@ -165,8 +165,42 @@ class Layout {
   Operand* operands_[kMaxOperands];
 };
 
+// `time` and `clock`: apart from all else, but that `step` may be clock[0].
+inline Beside make_beside(const Layout& layout, int64_t batch, const Tensor& table, const Tensor& step,
+                          const std::optional<Tensor>& key, const std::optional<Tensor>& time,
+                          const std::optional<Tensor>& clock) {
+  using torch::headeronly::ScalarType;
+  const auto begin = [](const Tensor& x) { return static_cast<const char*>(x.data_ptr()); };
+  const auto apart = [&](const Tensor& x, const Tensor& y) {
+    return begin(x) + x.numel() * x.element_size() <= begin(y) || begin(y) + y.numel() * y.element_size() <= begin(x);
+  };
+  const auto check = [&](const Tensor& x, const char* name, const char* allowed, ScalarType type, int64_t size) {
+    STD_TORCH_CHECK(x.scalar_type() == type && x.dim() == 1 && x.size(0) == size && x.is_contiguous(), name, allowed);
+    STD_TORCH_CHECK(layout.apart(x, layout.count()) && apart(x, table) && (!key || apart(x, *key)), name,
+                    ": overlaps the memory of another tensor");
+  };
+  Beside beside = {nullptr, nullptr, batch, false};
+  if (time) {
+    beside.wide = time->scalar_type() == ScalarType::Double;
+    check(*time, "time", ": allowed is contiguous (B,) float32 or float64",
+          beside.wide ? ScalarType::Double : ScalarType::Float, batch);
+    STD_TORCH_CHECK(apart(*time, step), "time: overlaps the memory of step");
+    beside.time = time->data_ptr();
+  }
+  if (clock) {
+    check(*clock, "clock", ": allowed is contiguous (2,) int64", ScalarType::Long, 2);
+    STD_TORCH_CHECK(!time || apart(*clock, *time), "clock: overlaps the memory of time");
+    STD_TORCH_CHECK(apart(*clock, step) || (begin(step) == begin(*clock) && step.numel() == 1),
+                    "clock: overlaps the memory of step; it may be the view clock[0]");
+    beside.clock = static_cast<int64_t*>(clock->data_ptr());
+  }
+  return beside;
+}
+
 inline UpdateArgs make_update_args(const Tensors& outs, const Tensors& terms, const Tensor& table, const Tensor& step,
-                                   const std::optional<Tensor>& key, const Tensors& noise) {
+                                   const std::optional<Tensor>& key, const Tensors& noise,
+                                   const std::optional<Tensor>& time, const std::optional<Tensor>& clock,
+                                   Beside& beside) {
   using torch::headeronly::ScalarType;
   STD_TORCH_CHECK(!outs.empty() && outs.size() <= kOutputs, "outs: got ", outs.size(), ", allowed are 1..", kOutputs);
   STD_TORCH_CHECK(terms.size() <= kTerms, "terms: got ", terms.size(), ", allowed are 0..", kTerms);
@@ -201,6 +235,7 @@ inline UpdateArgs make_update_args(const Tensors& outs, const Tensors& terms, co
   a.rows = table.size(0);
   a.step = static_cast<const int64_t*>(step.data_ptr());
   a.key = key ? static_cast<const uint64_t*>(key->data_ptr()) : nullptr;
+  beside = make_beside(layout, batch, table, step, key, time, clock);
   layout.finish(a, a.per_sample_step || key.has_value(), key.has_value());
   const int64_t per_counter = a.wide ? 2 : 4;
   a.chunks = (a.numel + per_counter - 1) / per_counter;

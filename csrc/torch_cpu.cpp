@@ -23,14 +23,7 @@ static UpdateTiles update_loop() {
 // Below this many elements a second thread costs more than it brings.
 constexpr int64_t kGrain = 32768;
 
-static void update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
-                       Tensors noise) {
-  for (const Tensors* group : {&outs, &terms, &noise})
-    for (const Tensor& x : *group) STD_TORCH_CHECK(x.is_cpu(), "outs, terms, noise: all must be on the CPU");
-  STD_TORCH_CHECK(table.is_cpu() && step.is_cpu() && (!key || key->is_cpu()), "table, step, key: must be on the CPU");
-  const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise);
-  for (int64_t i = 0; i < (a.per_sample_step ? a.batch : 1); ++i)
-    STD_TORCH_CHECK(a.step[i] >= 0 && a.step[i] < a.rows, "step: got ", a.step[i], ", allowed are 0..", a.rows - 1);
+static void run_update(const UpdateArgs& a) {
   const int64_t tiles = update_tile_count(a);
   if (tiles == 0) return;
   const UpdateTiles loop = update_loop();
@@ -38,6 +31,21 @@ static void update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, s
   if (tiles * per_tile <= kGrain) return loop(a, 0, tiles);
   const int64_t grain = kGrain / per_tile > 0 ? kGrain / per_tile : 1;
   torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) { loop(a, begin, end); });
+}
+
+static void update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key, Tensors noise,
+                       std::optional<Tensor> time, std::optional<Tensor> clock) {
+  for (const Tensors* group : {&outs, &terms, &noise})
+    for (const Tensor& x : *group) STD_TORCH_CHECK(x.is_cpu(), "outs, terms, noise: all must be on the CPU");
+  STD_TORCH_CHECK(table.is_cpu() && step.is_cpu() && (!key || key->is_cpu()), "table, step, key: must be on the CPU");
+  STD_TORCH_CHECK((!time || time->is_cpu()) && (!clock || clock->is_cpu()), "time, clock: must be on the CPU");
+  Beside beside;
+  const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise, time, clock, beside);
+  for (int64_t i = 0; i < (a.per_sample_step ? a.batch : 1); ++i)
+    STD_TORCH_CHECK(a.step[i] >= 0 && a.step[i] < a.rows, "step: got ", a.step[i], ", allowed are 0..", a.rows - 1);
+  run_update(a);
+  for (int64_t b = 0; beside.time && b < beside.samples; ++b) write_time(a, beside, b);
+  if (beside.clock) ++*beside.clock;  // last: step may be this number
 }
 
 static BrownianTiles brownian_loop() {

@@ -27,8 +27,9 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 namespace fs {
 
 static void update_cuda(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
-                        Tensors noise) {
-  const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise);
+                        Tensors noise, std::optional<Tensor> time, std::optional<Tensor> clock) {
+  Beside beside;
+  const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise, time, clock, beside);
   const int32_t device = outs[0].get_device_index();
   const auto here = [&](const Tensor& x, const char* name) {
     STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == device, name, ": must be on cuda:", device, " like outs[0]");
@@ -39,10 +40,12 @@ static void update_cuda(Tensors outs, Tensors terms, Tensor table, Tensor step, 
   here(table, "table");
   here(step, "step");
   if (key) here(*key, "key");
+  if (time) here(*time, "time");
+  if (clock) here(*clock, "clock");
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  launch_update(a, device, static_cast<CUstream_st*>(stream));
+  launch_update(a, beside, device, static_cast<CUstream_st*>(stream));
 }
 
 static void brownian_cuda(Tensor out, Tensor key, Tensor nodes, Tensor weights, Tensor step) {

@@ -38,4 +38,22 @@ struct UpdateArgs {
   const uint64_t* key;  // (batch, 2): seed, offset; null without keyed noise
 };
 
+// What an update writes beside its outputs.
+struct Beside {
+  void* time;      // (samples,): what the network is told after the row, or null
+  int64_t* clock;  // {steps made, scratch}, or null; step may be its first number
+  int64_t samples;
+  bool wide;  // time is float64, else float32
+};
+
+// The time of sample b; NaN for a step out of range.
+FS_HD void write_time(const UpdateArgs& a, const Beside& beside, int64_t b) {
+  const int64_t step = a.step[a.per_sample_step ? b : 0];
+  const double time = step >= 0 && step < a.rows ? a.table[step * kColumns + kTime] : static_cast<double>(NAN);
+  if (beside.wide)
+    static_cast<double*>(beside.time)[b] = time;
+  else
+    static_cast<float*>(beside.time)[b] = static_cast<float>(time);
+}
+
 }  // namespace fs

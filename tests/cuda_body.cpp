@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "cuda/choose.h"
+#include "cuda/clock.cuh"
 #include "cuda/variants.h"
 #include "torch_args.h"
 
@@ -11,12 +12,15 @@ using namespace fs;
 using namespace fs::gpu;
 
 struct OnHost {
-  using Kernel = void (*)(const UpdateArgs&, const gpu::Layout&);
+  using Kernel = void (*)(const UpdateArgs&, const gpu::Layout&, const Beside&);
   template <class S, class T, int kK, int kO, Noise kNoise, bool kVector>
-  static void run(const UpdateArgs& a, const gpu::Layout& l) {
+  static void run(const UpdateArgs& a, const gpu::Layout& l, const Beside& beside) {
     std::vector<Staged<S>> rows(l.rows);
     for (int64_t block = 0; block < l.blocks; ++block) {
+      for (int t = 0; beside.time != nullptr && t < l.threads; ++t)
+        write_times(a, beside, block, l.blocks, t, l.threads);
       for (int i = 0; i < l.rows * kColumns; ++i) stage_entry(a, l, rows.data(), block, i);
+      if (beside.clock != nullptr) pass_step(beside.clock, static_cast<unsigned>(l.blocks));
       for (int t = 0; t < l.threads; ++t) update_thread<S, T, kK, kO, kNoise, kVector>(a, l, rows.data(), block, t);
     }
   }
@@ -30,15 +34,16 @@ struct OnHost {
 
 // Returns the elements a thread takes at once, negative on the general path.
 static int64_t update_body(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
-                           Tensors noise, int64_t processors) {
-  const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise);
+                           Tensors noise, int64_t processors, std::optional<Tensor> time, std::optional<Tensor> clock) {
+  Beside beside;
+  const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise, time, clock, beside);
   if (a.batch == 0 || a.numel == 0) return 0;
   const auto choice = choose<OnHost>(a);
   const int64_t staged = a.wide ? sizeof(Staged<double>) : sizeof(Staged<float>);
   const fs::gpu::Layout l = lay_out(a, (a.numel + choice.elements - 1) / choice.elements, staged,
                                     static_cast<int>(processors), variant_of(a));
   STD_TORCH_CHECK(l.rows * staged <= kStagedBytes, "staged rows do not fit");
-  choice.kernel(a, l);
+  choice.kernel(a, l, beside);
   const bool general = choice.kernel == OnHost::of<float, Mixed<1>, kTerms, kOutputs, kKeyed, false>() || a.wide;
   return general ? -choice.elements : choice.elements;
 }
@@ -46,6 +51,6 @@ static int64_t update_body(Tensors outs, Tensors terms, Tensor table, Tensor ste
 STABLE_TORCH_LIBRARY(fastsample_body, m) {
   m.def(
       "update_(Tensor(a!)[] outs, Tensor[] terms, Tensor table, Tensor step, Tensor? key, Tensor[] noise, "
-      "int processors) -> int");
+      "int processors, Tensor(b!)? time=None, Tensor(c!)? clock=None) -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(fastsample_body, CPU, m) { m.impl("update_", TORCH_BOX(&update_body)); }

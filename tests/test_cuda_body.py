@@ -17,7 +17,7 @@ ROOT = building.source_root().parent
 
 @pytest.fixture(scope="module")
 def body(tmp_path_factory):
-    """update_(outs, terms, table, step, key, noise, processors) -> elements of a piece, < 0 on the general path."""
+    """update_(outs, ..., noise, processors, time, clock) -> elements of a piece, < 0 on the general path."""
     try:
         compiler, torch_root = building.compiler(), building.torch_root()
     except building.BuildError as error:
@@ -151,3 +151,38 @@ def test_counters_across_2_to_the_32(body):
     ops.update_(reference, xs, table, step, key, given)
     body(outs, xs, table, step, key, given, 4)
     assert torch.equal(outs[0], reference[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 16, 16), (700, 2), (5, 4099), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("key", [True, False])
+@pytest.mark.parametrize("processors", [1, 132])
+def test_the_clock_walks_through_the_rows_and_tells_the_time(body, shape, dtype, key, processors):
+    """The blocks run one after the other: one that moved the clock too early would give the next block another row."""
+    outs, xs, table, _, keys, given = plain(shape, dtype, 3, 2, key)
+    table[:, row.TIME] = torch.tensor([0.1, -2.5, 1e-9, 999.0])
+    clock, times = torch.zeros(2, dtype=torch.int64), torch.full(shape[:1], -1.0, dtype=dtype)
+    for i in range(4):
+        expected = [torch.empty_like(x) for x in outs]
+        body(expected, xs, table, torch.tensor(i), keys, given, processors)
+        body(outs, xs, table, clock[0], keys, given, processors, times, clock)
+        assert all(torch.equal(a, b) for a, b in zip(outs, expected, strict=True))
+        assert torch.equal(times, table[i, row.TIME].to(dtype).expand(shape[0]))
+        assert clock.tolist() == [i + 1, 0]
+    body(outs, xs, table, clock[0], keys, given, processors, times, clock)
+    assert times.isnan().all()
+    assert outs[0].isnan().all()
+    assert clock.tolist() == [5, 0]
+
+
+@pytest.mark.parametrize("shape", [(300, 2), (5, 1024), (5, 1026)])
+def test_a_time_per_sample(body, shape):
+    outs, xs, table, step, key, given = plain(shape, torch.float32, 3, 2, per_sample=True)
+    table[:, row.TIME] = torch.tensor([0.1, -2.5, 1e-9, 999.0])
+    step[1] = 7
+    clock, times = torch.tensor([3, 0]), torch.zeros(shape[0])
+    body(outs, xs, table, step, key, given, 4, times, clock)
+    expected = table[step.clamp(max=3), row.TIME].float()
+    expected[1] = math.nan
+    assert torch.equal(times.nan_to_num(-1), expected.nan_to_num(-1))
+    assert clock.tolist() == [4, 0]

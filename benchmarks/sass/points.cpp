@@ -56,6 +56,7 @@ void print(const UpdateArgs& a, const Layout& l) {
   struct {
     UpdateArgs args;
     Layout layout;
+    Beside beside;
   } parameters;
   std::memset(&parameters, 0, sizeof parameters);
   parameters.args = a, parameters.layout = l;

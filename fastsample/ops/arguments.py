@@ -20,6 +20,8 @@ def check(
     step: Tensor,
     key: Tensor | None,
     noise: Sequence[Tensor],
+    time: Tensor | None = None,
+    clock: Tensor | None = None,
 ) -> None:
     """Raise ``ValueError``/``TypeError`` that names the argument unless the call is well formed (reads no values)."""
     if len(outs) > row.MAX_OUTPUTS or len(terms) > row.MAX_TERMS or len(noise) > row.MAX_NOISES:
@@ -55,10 +57,49 @@ def check(
             raise ValueError("key, noise: got both; give keys or noise tensors")
         if key.dtype != torch.uint64 or tuple(key.shape) != (batch, 2):
             raise ValueError(f"key: got shape {tuple(key.shape)} {key.dtype}, allowed is ({batch}, 2) uint64")
-    for name, x in (("table", table), ("step", step), *((("key", key),) if key is not None else ())):
+    if time is not None:
+        if time.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"time: got {time.dtype}, allowed are float32 and float64")
+        if tuple(time.shape) != (batch,) or not time.is_contiguous():
+            raise ValueError(
+                f"time: got shape {tuple(time.shape)} strides {time.stride()}, allowed is contiguous ({batch},)"
+            )
+    if clock is not None:
+        if clock.dtype != torch.int64:
+            raise TypeError(f"clock: got {clock.dtype}, allowed is int64")
+        if tuple(clock.shape) != (2,) or not clock.is_contiguous():
+            raise ValueError(
+                f"clock: got shape {tuple(clock.shape)} strides {clock.stride()}, allowed is contiguous (2,)"
+            )
+    others = [("table", table), ("step", step), ("key", key), ("time", time), ("clock", clock)]
+    for name, x in [(name, x) for name, x in others if x is not None]:
         if x.device != first.device:
             raise ValueError(f"{name}: got device {x.device}, allowed is that of {first_name}, {first.device}")
     _check_memory(outs, terms, noise)
+    _check_finish(tensors, table, step, key, time, clock)
+
+
+def _check_finish(
+    tensors: Sequence[tuple[str, Tensor]],
+    table: Tensor,
+    step: Tensor,
+    key: Tensor | None,
+    time: Tensor | None,
+    clock: Tensor | None,
+) -> None:
+    """What is written beside the outputs is apart from all else, but that ``step`` may be ``clock[0]``."""
+    read = [("table", table), ("step", step), *((("key", key),) if key is not None else ())]
+    for name, x, others in (("time", time, [*tensors, *read]), ("clock", clock, [*tensors, *read, ("time", time)])):
+        if x is None:
+            continue
+        lo, hi = span(x)
+        for other, y in others:
+            if y is None or (name, other, span(y)) == ("clock", "step", (lo, lo + 8)):
+                continue
+            other_lo, other_hi = span(y)
+            if lo < other_hi and other_lo < hi and share_memory(x, y, other_lo - lo):
+                allowed = "; it may be the view clock[0]" if other == "step" and name == "clock" else ""
+                raise ValueError(f"{name}: overlaps the memory of {other}{allowed}")
 
 
 def _check_memory(outs: Sequence[Tensor], terms: Sequence[Tensor], noise: Sequence[Tensor]) -> None:

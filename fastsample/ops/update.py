@@ -12,10 +12,12 @@ from torch import Tensor
 from .. import noise as noise_module
 from .. import row
 from .arguments import check
+from .clock import finish
 from .library import add_backend, lib
 
 lib.define(
-    "update_(Tensor(a!)[] outs, Tensor[] terms, Tensor table, Tensor step, Tensor? key, Tensor[] noise) -> ()",
+    "update_(Tensor(a!)[] outs, Tensor[] terms, Tensor table, Tensor step, Tensor? key, Tensor[] noise, "
+    "Tensor(b!)? time=None, Tensor(c!)? clock=None) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 lib.define(
@@ -32,21 +34,28 @@ def update_(
     step: Tensor,
     key: Tensor | None = None,
     noise: Sequence[Tensor] = (),
+    time: Tensor | None = None,
+    clock: Tensor | None = None,
 ) -> None:
     """Apply row ``step`` of ``table`` to ``terms`` and write ``outs``, which may be the memory of some terms.
 
     ``outs``: 1 to 3 tensors, ``terms``: 0 to 8 tensors, all of one shape ``(B, ...)``, one device, and each of its own
     floating dtype (float32, bfloat16, float16, float64).  ``table``: ``(N, 48)`` float64.  ``step``: int64 ``()`` or
-    ``(B,)``.  ``key``: ``(B, 2)`` uint64, or ``noise``: up to 2 tensors of the same shape.  No gradient flows: use
-    ``update``.  Raises ``ValueError`` or ``TypeError`` before any memory is written.
+    ``(B,)``.  ``key``: ``(B, 2)`` uint64, or ``noise``: up to 2 tensors of the same shape.
+
+    ``time``: contiguous ``(B,)`` float32 or float64, filled with what the network of each sample is told after its row.
+    ``clock``: contiguous int64 ``(2,)``; ``clock[0]`` has grown by one when the update is done, ``clock[1]`` is the
+    kernel's own, 0 before and after.  ``step`` may be the view ``clock[0]``.  Both are served for empty states too
+    (docs/row.md, "Clock and time").  No gradient flows: use ``update``.  Raises ``ValueError`` or ``TypeError``
+    before any memory is written.
     """
     if not outs:
         raise ValueError("outs: got none, allowed are 1 to 3 tensors")
     step, key = _dense(step, key)
     try:
-        torch.ops.fastsample.update_(list(outs), list(terms), table, step, key, list(noise))
+        torch.ops.fastsample.update_(list(outs), list(terms), table, step, key, list(noise), time, clock)
     except (RuntimeError, NotImplementedError) as error:  # what the kernel refused: say it better, at no cost otherwise
-        check(outs, terms, table, step, key, noise)
+        check(outs, terms, table, step, key, noise, time, clock)
         refused = re.search(r"((?:step|the strides of these tensors)\b.*)", str(error))
         if refused:
             raise ValueError(refused[1]) from error
@@ -153,10 +162,12 @@ def _reference_update_(
     step: Tensor,
     key: Tensor | None = None,
     noise: Sequence[Tensor] = (),
+    time: Tensor | None = None,
+    clock: Tensor | None = None,
 ) -> None:
-    check(outs, terms, table, step, key, noise)
     if not outs:
-        return
+        raise ValueError("outs: got none, allowed are 1 to 3 tensors")
+    check(outs, terms, table, step, key, noise, time, clock)
     inside = (step >= 0) & (step < table.shape[0])
     if step.device.type == "cpu" and not bool(inside.all()):
         raise ValueError(f"step: got {step.tolist()}, allowed are 0..{table.shape[0] - 1}")
@@ -167,6 +178,7 @@ def _reference_update_(
     inside = inside.reshape((-1,) + (1,) * (outs[0].dim() - 1))
     for out, result in zip(outs, results, strict=True):
         out.copy_(torch.where(inside, result, torch.nan))
+    finish(table, step, time, clock)
 
 
 def _triton_update_(*args: Any) -> None:
@@ -270,6 +282,8 @@ def _refuse_gradient(keyset: Any, *args: Any) -> None:
     with torch._C._AutoDispatchBelowAutograd():
         torch.ops.fastsample.update_.default.redispatch(keyset & torch._C._after_autograd_keyset, *args)
     torch.autograd.graph.increment_version(args[0])  # a backward that saved an output must notice
+    if len(args) > 6:
+        torch.autograd.graph.increment_version([x for x in args[6:] if x is not None])
 
 
 add_backend("update_", reference=_reference_update_, triton=_triton_update_)
