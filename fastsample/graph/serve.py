@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ..errors import CaptureError
-from ..run import Run
+from ..run import PlanRun, Run
 from . import auto, lent
 from .captured import Captured
 from .recorders import recorder_for
@@ -61,6 +62,8 @@ def serve(graph: Any, request: Request) -> Iterator[Served]:
     Raises `CaptureError` where nothing can be recorded; ``"auto"`` says why instead, once, and serves nothing.
     """
     store, mode = (graph.store, graph.mode) if isinstance(graph, Captured) else (STORE, graph)
+    if isinstance(request.run, PlanRun):  # a procedure that knew its plan after all
+        request = replace(request, plan=request.run.plan)
     whole = mode == "whole" or request.plan is None
     why = refusal(request, whole)
     with ExitStack() as stack:
@@ -116,6 +119,9 @@ def _recorded(store: Store, mode: str, request: Request, whole: bool) -> Iterato
         served, before = Served(mode), (kept.captures, kept.replays)
         run, drive = kept.begin(request, conds, whole)
         store.put(owner, name, kept)  # what it holds has grown; it may be too much to be kept beyond this run
+        report = getattr(request.run, "stats", None)
+        if report is not None and request.plan is not None:
+            vars(run)["stats"] = report
         served.by(kept, run, drive, before)
         yield served
 

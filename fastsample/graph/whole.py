@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..procedures.registry import Setting
+from ..profiling.ranges import range_of, ranged
 from ..run import Run
 from . import lent, trees
 from .recorders import Recorder
@@ -52,11 +54,12 @@ class WholeRun:
         with torch.inference_mode():
             for kept, new in zip(self._memories, memories(fresh), strict=True):
                 kept.copy_(new, False)
+        vars(self._run).update((name, vars(fresh)[name]) for name in self._plain)
         if hasattr(self._run, "adopt"):
             self._run.adopt(fresh)
 
         def drive(hooks: Sequence[Callable[[int], Any]] = ()) -> int:
-            self._recording.replay()
+            ranged("replay", self._recording.replay)()
             self.replays += 1
             return self._made
 
@@ -67,10 +70,10 @@ class WholeRun:
 
         assert request.begin is not None
         network, x = self._borrowed.network, request.x
-        x = torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape) if 0 in x.stride() else x.clone()
-        key = None if request.key is None else request.key.clone()
         with torch.inference_mode(False), torch.no_grad(), self._borrowed.given(request.network):
-            energy = network.energy_given(self._conds if not request.guided else None)
+            x = torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape) if 0 in x.stride() else x.clone()
+            key = None if request.key is None else request.key.clone()
+            energy = network.energy_given(None if request.guided else self._conds)
             run: Any = request.begin(
                 x, energy=energy, start=request.start, key=key, noise=None, input_dtype=network.dtype, grad=False
             )
@@ -84,19 +87,27 @@ class WholeRun:
             def body() -> None:
                 self._made = drive(run, predict)
 
-            with torch.inference_mode():
+            with torch.inference_mode(), range_of(f"capture {type(run).__name__}", self.captures):
                 self._recording = self._recorder.record(body, again)
+        # numbers on the host that no call has changed, for reports: those of the run whose numbers are used
+        same = [name for name, value in vars(run).items() if _same(value, begun[name])]
+        self._plain = [name for name in same if next(_tensors(begun[name], set()), None) is None]
         self._run = run
         self.captures += 1
 
 
+def _same(value: Any, begun: Any) -> bool:
+    if type(value) is list:
+        return len(value) == len(begun) and all(a is b for a, b in zip(value, begun, strict=True))
+    return value is begun
+
+
 def memories(run: Any) -> Iterator[torch.UntypedStorage]:
     """The memory that a run has of its own, each once, in an order that runs of one course share."""
-    seen: set[int] = set()
-    x = run._setting.x.untyped_storage()
+    seen = {run._setting.x.untyped_storage()._cdata}
     for tensor in _tensors(vars(run), set()):
         memory = tensor.untyped_storage()
-        if memory._cdata not in seen and memory._cdata != x._cdata:
+        if memory._cdata not in seen:
             seen.add(memory._cdata)
             yield memory
 
@@ -104,6 +115,8 @@ def memories(run: Any) -> Iterator[torch.UntypedStorage]:
 def _tensors(value: Any, been: set[int]) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, Setting):  # of which a run goes on to use the key alone
+        yield from _tensors(value.key, been)
     elif isinstance(value, (tuple, list)):
         for part in value:
             yield from _tensors(part, been)

@@ -57,6 +57,9 @@ class Langevin(KernelRun):
         steps = [self._theta / (root if under else root * root) for root in roots]
         return {**super().stats(), "theta": self._theta, "step_sizes": steps, **more}
 
+    def course(self) -> tuple[Any, ...]:
+        return *super().course(), self._friction is not None
+
     def asks(self) -> Asks:
         for k, segment in enumerate(self.segments):
             told = (yield from self.ask(self.seen(self.x))) if segment.needs_score(self.law) else []

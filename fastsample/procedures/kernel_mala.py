@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastsample.decision import CHAIN, make_decision
+from fastsample.errors import CaptureError
 from fastsample.langevin.estimators import Estimator, estimator, settle_radii
 from fastsample.procedures.kernel_moves import between, move, proposal, ratio
 from fastsample.procedures.kernel_run import KernelRun, Rows, whole
@@ -107,6 +108,17 @@ class Mala(KernelRun):
             "theta": self._thetas,
             "step_sizes": steps,
         }
+
+    def course(self) -> tuple[Any, ...]:
+        if self._adapt is not None:
+            raise CaptureError("adapt: the step size follows acceptance rates that are read on the host; take None")
+        if self._uniforms is not None:
+            raise CaptureError("uniforms: given from outside; recorded runs make theirs from keys")
+        return *super().course(), self._named
+
+    def adopt(self, other: Mala) -> None:
+        """Report the steps of another run of this course, whose numbers this one runs on."""
+        self._thetas = [other._theta] * len(self.segments)
 
     def asks(self) -> Asks:
         decide = ranged("update metropolis", torch.ops.fastsample.metropolis_.default)

@@ -52,6 +52,10 @@ class Rows:
         noise = self._noise[number] if self._noise else self._noises(self._values[number])
         return self._table, self._steps[number], self._keys[number], noise
 
+    def course(self) -> tuple[bool, ...]:
+        """Which rows take a key."""
+        return tuple(key is not None for key in self._keys)
+
     def _noises(self, values: Array) -> list[Tensor]:
         return [] if self._recorded is None else self._recorded.of_row(values, self._like)
 
@@ -155,6 +159,12 @@ class KernelRun:
     def stats(self) -> Mapping[str, Any]:
         """What the run says of itself; reads the device."""
         return {"segments": len(self.segments), "inner": self.inner, "init": self.law, "nfe": self.told}
+
+    def course(self) -> tuple[Any, ...]:
+        """What decides which ops run, and on memory of which size: runs of one course differ in numbers alone."""
+        asked = tuple(segment.needs_score(self.law) for segment in self.segments)
+        preview = self._preview is not None
+        return asked, self.inner, self.denoise, self.outputs, self.scaled, preview, self.calls, self.rows.course()
 
     def kappa(self, at: Level) -> float:
         """Factor of the network's input."""

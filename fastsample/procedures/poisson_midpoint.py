@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastsample import noise, row
+from fastsample.errors import CaptureError
 from fastsample.plan import STARTS
 from fastsample.procedures.poisson_rows import Call, Numbers, Rows, batch_calls
 from fastsample.procedures.registry import Procedure, Setting, add
@@ -78,6 +79,7 @@ class PoissonMidpoint:
         x, path = self._setting.x, self._windows.table.path
         table = rows.table
         row.check_table(table)
+        self._rows = len(table)
         self._draws = [table[call.rows, row.DRAW].astype(np.int64) for call in self._calls]
         self._noisy = [bool(table[call.rows][:, row.HI + 1 : row.HI + 4].any()) for call in self._calls]
         levels, time = path.levels(), network["time"]
@@ -88,7 +90,10 @@ class PoissonMidpoint:
         self._told = np.stack([told[call.fine] for call in self._calls])
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.inference_mode(False):
-            self._table = torch.tensor(table, dtype=torch.float64, device=x.device)
+            # one size for most tables of a course, so that a recording can take the rows of another seed
+            room = row.blank(1 << max(0, len(table) - 1).bit_length())
+            room[: len(table)] = table
+            self._table = torch.tensor(room, dtype=torch.float64, device=x.device)
             numbers = np.stack([call.rows for call in self._calls])
             self._steps = torch.tensor(numbers, dtype=torch.int64, device=x.device).unbind(0)
             self._t = torch.tensor(self._told, dtype=wide, device=x.device).unbind(0)
@@ -130,8 +135,17 @@ class PoissonMidpoint:
             "midpoints": self._windows.midpoints,
             "midpoints_per_sample": sum(_count(w, m) for w, m in zip(self._windows, self._drawn, strict=True)) / batch,
             "nfe_per_sample": len(self._windows) + self._asked / batch,  # without waiting for others
-            "rows": len(self._table),
+            "rows": self._rows,
         }
+
+    def course(self) -> tuple[Any, ...]:
+        """What decides which ops run, and on memory of which size: runs of one course differ in numbers alone."""
+        if self._windows.midpoints == "bernoulli":
+            raise CaptureError(
+                "midpoints: 'bernoulli' makes another number of network calls for every seed; take midpoints='one'"
+            )
+        outputs = tuple(call.outputs for call in self._calls)
+        return tuple(self._held), outputs, tuple(self._noisy), len(self._table), self._ask
 
     def asks(self) -> Asks:
         for number, call in enumerate(self._calls):
