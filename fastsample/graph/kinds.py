@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 def kinds_of(plan: Plan) -> tuple[Kind, ...]:
     """The kind of every call of a plan."""
     roles = [slot.role for slot in plan.slots]
-    told, reduce = False, _reduce(plan)
+    told, reduce = times_in_rows(plan), _reduce(plan)
     kinds: list[Kind] = []
     for i, (call, _, keep, noisy) in enumerate(plan.patterns):
         kinds.append(
