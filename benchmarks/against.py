@@ -48,7 +48,7 @@ def changes(member: suite.Member, other: Sequence[Sequence[Record]], this: Seque
     not ours: these ran the same code twice, so what they show is the machine.
     """
     flat = [r for run in (*other, *this) for r in run]
-    names = iter(schema.labels(flat))
+    names = iter(schema.labels(flat, member.name))
     found: dict[tuple[str, str], tuple[list[Record], list[Record]]] = {}
     for side, runs in enumerate((other, this)):
         for run in runs:

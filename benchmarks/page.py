@@ -91,24 +91,30 @@ def _pairs(member: Member, points: Sequence[Point]) -> Iterator[str]:
     peers = [n for n in dict.fromkeys(peer for _, peers in member.pairs for peer in peers) if n in ran]
     several = sum(name in ran for name in member.ours) > 1
     copies = any("fraction_of_copy" in rows for p in points for name, rows in p.rows.items() if name in member.ours)
-    head = ["point", *(["ours"] if several else []), "us", "20-80 %", *(["of copy"] if copies else [])]
+    unit, scale = ("us", 1e6) if member.metric == "time" else (_unit(points, member), 1.0)
+    head = ["point", *(["ours"] if several else []), unit, "20-80 %", *(["of copy"] if copies else [])]
     head += [*(["share, %"] if member.calls else []), *peers]
     lines = []
     for point in points:
         for ours, against in member.pairs:
-            time = point.seconds(ours)
-            if time is None:
+            found = point.value(ours, member.metric)
+            if found is None:
                 continue
-            middle, low, high = (number(1e6 * t) for t in time)
+            middle, low, high = (number(scale * v) for v in found)
             cells = [point.label, *([ours] if several else []), middle, f"{low} - {high}"]
             if copies:
                 share = point.rows[ours].get("fraction_of_copy")
                 cells.append(f"{100 * share.y_value_50:.0f} %" if share else "")
             if member.calls:
-                cells.append(_share(point, ours, time[0]))
+                cells.append(_share(point, ours, found[0]))
             cells += [_cell(member, point, peer, ours) if peer in against else "" for peer in peers]
             lines.append(cells)
     yield from table(head, lines)
+
+
+def _unit(points: Sequence[Point], member: Member) -> str:
+    found = (rows.get(member.metric) for p in points for rows in p.rows.values())
+    return next((r.metric_unit for r in found if r), "")
 
 
 def _share(point: Point, ours: str, seconds: float) -> str:
@@ -121,12 +127,12 @@ def _share(point: Point, ours: str, seconds: float) -> str:
 
 def _whole(point: Point, seconds: float) -> bool:
     """Whether the time is that of a whole step, with a network in it."""
-    network = point.seconds("network")
+    network = point.value("network")
     return network is not None and network[0] > 0.01 * seconds
 
 
 def _cell(member: Member, point: Point, peer: str, ours: str) -> str:
-    ratio, time = point.ratio(peer, ours), point.seconds(ours)
+    ratio, time = point.ratio(peer, ours, member.metric), point.value(ours, member.metric)
     if ratio is None or time is None or peer not in point.rows:
         return ""
     text = number(ratio[0]) + "x"
@@ -168,7 +174,7 @@ def losses(member: Member, found: Results) -> Iterator[tuple[str, str, str, tupl
     for point in schema.points(found):
         for ours, peers in member.pairs:
             for peer in peers:
-                ratio = point.ratio(peer, ours) if peer in point.rows else None
+                ratio = point.ratio(peer, ours, member.metric) if peer in point.rows else None
                 if ratio is not None and ratio[0] < 1.0:
                     yield point.label, ours, peer, ratio
 
@@ -182,7 +188,8 @@ def _losses(members: Sequence[Member], made: dict[str, list[Results]]) -> Iterat
                 sure = "yes" if high < 1.0 else "range holds 1"
                 lines.append([f"{found.path.stem}: {label}", ours, peer, f"{number(middle)}x", spread, sure])
             for point in schema.points(found):
-                compared += sum(point.ratio(peer, ours) is not None for ours, peers in member.pairs for peer in peers)
+                pairs = [(peer, ours) for ours, peers in member.pairs for peer in peers]
+                compared += sum(point.ratio(*pair, member.metric) is not None for pair in pairs)
     yield (
         f"{len(lines)} of {compared} comparisons, sorted by member. A ratio is the peer's time over ours; a comparison "
         "with `reference`, our readable definition in PyTorch, counts too."

@@ -84,44 +84,48 @@ class Point:
     label: str
     rows: dict[str, dict[str, Record]]
 
-    def seconds(self, program: str) -> tuple[float, float, float] | None:
-        """Median, 20 %, 80 % of the time, or None."""
-        r = self.rows.get(program, {}).get("time")
+    def value(self, program: str, metric: str = "time") -> tuple[float, float, float] | None:
+        """Median, 20 %, 80 %, times in seconds; None if it was not measured."""
+        r = self.rows.get(program, {}).get(metric)
         if r is None:
             return None
-        unit = SECONDS[r.metric_unit]
+        unit = SECONDS.get(r.metric_unit, 1.0)
         return unit * r.y_value_50, unit * r.y_value_20, unit * r.y_value_80
 
-    def ratio(self, peer: str, ours: str) -> tuple[float, float, float] | None:
-        """Time of a peer over ours: the ratio measured in the same rounds, else the quotient of medians."""
-        for program, metric in ((peer, f"time_over_{ours}"), (ours, f"speedup_over_{peer}")):
-            r = self.rows.get(program, {}).get(metric)
-            if r is not None:
+    def ratio(self, peer: str, ours: str, metric: str = "time") -> tuple[float, float, float] | None:
+        """A peer over ours: the ratio measured in the same rounds, else the quotient of medians."""
+        for program, name in ((peer, f"{metric}_over_{ours}"), (ours, f"speedup_over_{peer}")):
+            r = self.rows.get(program, {}).get(name)
+            if r is not None and (metric == "time" or program == peer):
                 return r.y_value_50, r.y_value_20, r.y_value_80
-        a, b = self.seconds(peer), self.seconds(ours)
-        return None if a is None or b is None else (a[0] / b[0], a[1] / b[2], a[2] / b[1])
+        a, b = self.value(peer, metric), self.value(ours, metric)
+        return None if a is None or b is None or 0 in b else (a[0] / b[0], a[1] / b[2], a[2] / b[1])
 
 
 def points(results: Results) -> list[Point]:
     """Rows of equal job side by side, labelled by what varies in the file."""
     found: dict[str, dict[str, dict[str, Record]]] = {}
-    for record, label in zip(results.records, labels(results.records), strict=True):
+    for record, label in zip(results.records, labels(results.records, results.member), strict=True):
         found.setdefault(label, {}).setdefault(record.kernel_provider, {})[record.metric_name] = record
     return [Point(label, rows) for label, rows in found.items()]
 
 
-def labels(records: Sequence[Record]) -> list[str]:
+def labels(records: Sequence[Record], member: str) -> list[str]:
     """What job each record belongs to, in words: the shape, and whatever is not the same for all records."""
-    parts = [_parts(r) for r in records]
+    parts = [_parts(r, member) for r in records]
     names = list(dict.fromkeys(name for part in parts for name in part))
     varying = [n for n in names if n == "shape" or len({str(part.get(n)) for part in parts}) > 1]
     return [", ".join(_text(n, part[n]) for n in varying if part.get(n) not in (None, "")) for part in parts]
 
 
-def _parts(r: Record) -> dict[str, Any]:
+def _parts(r: Record, member: str) -> dict[str, Any]:
     config = json.loads(r.extra_benchmark_config_str)
-    parts = {"kernel": r.kernel_name.removeprefix("scheduler "), "mode": r.kernel_operation_mode}
-    parts |= {name: v for name, v in config.items() if name not in SAME_JOB and isinstance(v, str | int | float)}
+    kernel = r.kernel_name.removeprefix("scheduler ").removeprefix(f"{member} ")
+    parts = {"kernel": kernel, "mode": r.kernel_operation_mode}
+    for name, value in config.items():
+        said = isinstance(value, str) and value in parts.values()  # such as the solver that the kernel is named after
+        if name not in SAME_JOB and isinstance(value, str | int | float) and not said:
+            parts[name] = value
     shape = config.get("shape")
     return {**parts, "shape": "x".join(map(str, shape)) if shape else f"{r.x_name} {r.x_value}"}
 
