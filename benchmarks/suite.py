@@ -54,7 +54,7 @@ MEMBERS = (
         "place against PyTorch by hand, the same under torch.compile, and the arithmetic of k-diffusion and diffusers.",
         (("native", BY_HAND), ("triton", BY_HAND), ("native-checked", ()), ("reference", BY_HAND)),
         quick=60,
-        full=300,
+        full=240,
         gpu=160,
         gpu_promises=(
             "update without noise, states of 64 MB and more: >= 90 % of copy bandwidth",
@@ -67,8 +67,8 @@ MEMBERS = (
         "`step` of the drop-in schedulers through the class, as a pipeline calls it, against the stock class of "
         "diffusers. `fastsample` draws torch's noise (the numbers of stock), `fastsample-counter` makes its own.",
         (("fastsample", ("diffusers",)), ("fastsample-counter", ("diffusers",))),
-        quick=25,
-        full=150,
+        quick=20,
+        full=110,
         gpu=50,
         needs="diffusers",
     ),
@@ -77,8 +77,8 @@ MEMBERS = (
         "What lies between two calls of the network in a Langevin sampler: log-ratio, choice and next proposal of "
         "RTK-MALA, and the underdamped step of RTK-ULD, against PyTorch by hand and under torch.compile.",
         (("fastsample", ("eager", *COMPILED)),),
-        quick=20,
-        full=100,
+        quick=15,
+        full=60,
         gpu=50,
         gpu_promises=("metropolis, 64 x 10^6: >= 80 % of copy bandwidth",),
     ),
@@ -87,8 +87,8 @@ MEMBERS = (
         "A step of DPM-Solver++ 2M with dynamic thresholding against diffusers (`fastsample`), the quantile alone "
         "(`threshold_`) against `torch.quantile`, and guidance rescale (`rescale_`) against the tensor formula.",
         (("fastsample", ("diffusers",)), ("threshold_", ("torch.quantile",)), ("rescale_", ("torch-rescale",))),
-        quick=15,
-        full=50,
+        quick=10,
+        full=40,
         gpu=30,
     ),
     Member(
@@ -96,7 +96,7 @@ MEMBERS = (
         "One query of a Brownian path in a 20-step run of an SDE sampler: ours, prepared for the run or not, against "
         "the tree of torchsde. `randn_like` draws independent noise, another and smaller job.",
         (("fastsample", ("torchsde", "randn_like")), ("fastsample-unprepared", ("torchsde",))),
-        quick=15,
+        quick=10,
         full=110,
         gpu=30,
     ),
