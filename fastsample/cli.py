@@ -1,4 +1,4 @@
-"""The command ``fastsample``: sample, compare, plan, solvers, info, doctor.
+"""The command ``fastsample``: sample, compare, plan, solvers, info, doctor, profile.
 
 Mistakes of the user end in one line on stderr that says what to do, and exit code 2; ``--traceback`` shows the rest.
 """
@@ -190,6 +190,24 @@ def doctor(audit: str, options: Sequence[str], steps: int, shape: str, dtype: st
     from .integrations.diffusers.audit import run
 
     run(audit, _options(options), steps, _numbers("--shape", shape), dtype, say=click.echo)
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@click.option("--tool", default="auto", show_default=True, help="nsys, torch, or auto: nsys if it is on the PATH.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/profile"), show_default=True, help="Folder.")
+@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+@click.argument("job", nargs=-1, type=click.UNPROCESSED)
+def profile(job: tuple[str, ...], tool: str, out: Path, traceback: bool) -> int:
+    """Trace a job and say where its time goes: fastsample profile -- sample --steps 5, or -- python SCRIPT.
+
+    Writes a trace, summary.json and summary.txt: time in network, updates and gaps; launches and host reads per step.
+    """
+    from .profiling.job import profile as run
+
+    def main(words: list[str]) -> Any:
+        return cli.main(args=words, prog_name="fastsample", standalone_mode=False)
+
+    return run(job, out, tool, commands=("sample", "compare"), main=main, say=click.echo)
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
