@@ -45,6 +45,8 @@ class Member:
 
 
 COMPILED = ("compile", "compile-inplace", "compile-drawn")
+LOOPS = ("diffusers", "compiled-step", "compiled-step-in-place", "compiled-step-and-net", "by-hand")
+LOOPS_OURS = ("fastsample", "fastsample-graph", "fastsample-graph-whole", "fastsample-compiled-net")
 BY_HAND = ("eager", *COMPILED, "k-diffusion", "diffusers")
 
 MEMBERS = (
@@ -99,6 +101,41 @@ MEMBERS = (
         quick=10,
         full=110,
         gpu=30,
+    ),
+    Member(
+        "loop",
+        "Whole runs, per call of the network, set-up included: `sample` with a ready plan, the same recorded (`graph`: "
+        "a CUDA graph on a GPU, a list of calls on a CPU), with a compiled network, and the drop-in scheduler, against "
+        "the loop of diffusers, the step under torch.compile, and the textbook by hand. All give the same samples.",
+        (*((name, LOOPS) for name in LOOPS_OURS), ("fastsample-drop-in", ("diffusers",))),
+        quick=45,
+        full=180,
+        gpu=35,
+        gpu_promises=("captured loop, beyond the network: <= 4 us per step",),
+    ),
+    Member(
+        "memory",
+        "Most bytes alive in a whole run beyond the start noise, in states, with a network that allocates its output "
+        "alone: `sample` and the drop-in schedulers against diffusers, k-diffusion where it is installed, and by hand.",
+        quick=20,
+        full=60,
+        gpu=10,
+    ),
+    Member(
+        "scaling",
+        "One update over the size of the state, over the batch and over threads, and whole runs over the number of "
+        "steps: fixed cost, slope, and the knee where the two are equal.",
+        quick=35,
+        full=160,
+        gpu=15,
+    ),
+    Member(
+        "quality",
+        "Digit-FID of samples of the shipped digit network over its calls, for every sampler that runs on it, and the "
+        "distance to the fine solution of the probability flow where a sampler adds no noise.",
+        quick=55,
+        full=390,
+        gpu=0,
     ),
 )
 
