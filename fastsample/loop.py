@@ -19,7 +19,7 @@ from .hooks import Bar, Recorder, caller
 from .models.network import Network, Predictor, as_network
 from .path import Path
 from .plan import Plan
-from .profiling.ranges import RunRanges
+from .profiling.ranges import RunRanges, in_run
 from .run import Noise, PlanRun, Run, StepInfo
 
 __all__ = ["StepInfo", "StopSampling", "Trajectory", "check_finite", "drive", "sample"]
@@ -157,7 +157,7 @@ def sample(
             hooked = bool(callback or progress or return_trajectory)
             served = held.enter_context(serve(graph, Request(*what, hooked=hooked)))
         if served is not None and served.run is not None:
-            run, go = served.run, served.drive
+            run, go = served.run, in_run(served.run, served.drive, title)
         else:
             run = run if plan is None else PlanRun(plan, state, **shared)
             both = guided and cond is not None
@@ -183,7 +183,7 @@ def sample(
 def drive(run: Run, predict: Predictor, hooks: Sequence[Callable[[int], Any]] = (), title: str = "") -> int:
     """Ask and tell until the run is done; each hook is called with the number of the call that was just told.
 
-    ``title``: of the run in profiles (`fastsample.profiling`).  Returns how many calls were made.
+    ``title``: of the run in profiles (`fastsample.profiling`), none if empty.  Returns how many calls were made.
     """
     ranges = RunRanges.of(run, title)
     if ranges is None:

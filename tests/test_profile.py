@@ -123,6 +123,19 @@ def test_drop_in_of_diffusers(tmp_path):
     assert found["per_step"]["host_reads"] == same(1)(5)
 
 
+def test_a_recorded_run_is_seen_by_its_replays(tmp_path):
+    def job():
+        fastsample.sample(lambda x, t: 0.1 * x, (2, 3), solver="dpmpp-2m", steps=4, seed=0, graph="on")
+
+    found = profiled(tmp_path, job)
+    assert found["unit"] == "replay" and found["solvers"] == ["dpmpp-2m"]
+    counts = found["counts"]
+    assert (counts["run"], counts["replay"], counts["network"]) == (1, 4, 0) and counts["capture"] >= 1
+    assert found["per_step"]["host_reads"] == same(0)(4)
+    seconds = found["seconds"]
+    assert seconds["replay"] + seconds["gaps"] == pytest.approx(seconds["runs"], rel=1e-6)
+
+
 # --- what the counts can see
 
 

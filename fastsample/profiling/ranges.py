@@ -214,8 +214,8 @@ class RunRanges:
 
     @classmethod
     def of(cls, run: Run, title: str) -> RunRanges | None:
-        """None while ranges are off."""
-        return cls(run, title) if enabled() else None
+        """None while ranges are off, and for a run without a title, which is part of something else."""
+        return cls(run, title) if enabled() and title else None
 
     def __enter__(self) -> RunRanges:
         state = self._run.state
@@ -249,6 +249,19 @@ class RunRanges:
             _pop(self._sinks)
             self._inside = False
             self._step += 1
+
+
+def in_run(run: Run, drive: Any, title: str) -> Any:
+    """``drive``, which replays a run, in the range of the run; itself while ranges are off."""
+    ranges = RunRanges.of(run, title)
+    if ranges is None:
+        return drive
+
+    def inside(*args: Any) -> Any:
+        with ranges:
+            return drive(*args)
+
+    return inside
 
 
 def _from_environment() -> None:

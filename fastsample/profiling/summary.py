@@ -18,12 +18,13 @@ _RUN = re.compile(r"run (?P<solver>.*) (?P<bytes>\d+) bytes")
 def summarize(trace: Trace) -> dict[str, Any]:
     """JSON values.
 
-    ``seconds``: ``runs`` in all run ranges, in ``network``, ``update``, ``replay`` and ``capture`` inside them, and
-    ``gaps``, the rest: host work between those.  ``counts`` of ranges.  ``each``: microseconds of one range.
+    ``seconds``: ``runs`` in all run ranges, in ``network``, ``update`` and ``replay`` inside them, and ``gaps``, the
+    rest: host work between those; ``capture``, wherever it was.  ``counts`` of ranges.  ``each``: microseconds of one.
     ``per_step``: over steps the least, median, most and sum of: ``ops`` (host ops of torch that are inside no other),
     ``launches``, ``host_reads``, ``state_allocations`` (of at least the state's size), all of them outside the network,
     and ``network_launches``, ``network_host_reads`` inside it; None where the tool does not see it.  ``unit``: what a
-    step is here: ``"step"``, or ``"update"`` where there is no run but a drop-in scheduler of diffusers.  ``device``:
+    step is here: ``"step"``, ``"replay"`` of a recorded run, or ``"update"`` where a drop-in scheduler of diffusers
+    makes no runs.  ``device``:
     seconds of its work by the range that asked for it, and idle time inside runs; None without one.
 
     Raises ``ValueError`` if the trace has no range of a run.
@@ -33,9 +34,11 @@ def summarize(trace: Trace) -> dict[str, Any]:
         raise ValueError("job: no run of fastsample was seen in it; give one that samples")
     within = runs if len(runs) else _span(trace.of("update"))
     parts = {name: trace.of(name).inside(within) for name in PARTS}
-    unit = "step" if len(steps) else "update"
-    spent = {name: float(spans.lengths.sum()) for name, spans in {"runs": within, **parts}.items()}
-    spent["gaps"] = _gaps(within, parts)
+    units = {"step": steps, "replay": parts["replay"], "update": parts["update"]}
+    unit = next((name for name, spans in units.items() if len(spans)), "update")
+    gaps = _gaps(within, parts)
+    parts["capture"] = trace.of("capture")
+    spent = {name: float(spans.lengths.sum()) for name, spans in {"runs": within, **parts}.items()} | {"gaps": gaps}
     return {
         "tool": trace.tool,
         "cuda": trace.cuda,
@@ -45,7 +48,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "seconds": {name: value / 1e6 for name, value in spent.items()},
         "each": {name: _spread(spans.lengths) for name, spans in {"step": steps, **parts}.items() if len(spans)},
         "unit": unit,
-        "per_step": _per_step(trace, steps if unit == "step" else parts["update"], parts["network"], _least(runs)),
+        "per_step": _per_step(trace, units[unit], parts["network"], _least(runs)),
         "device": _device(trace, within, parts) if trace.cuda else None,
         "top_ops": None if trace.ops is None else _top_ops(trace.ops, within),
         "top_work": _top((work.name, work.end - work.begin) for work in trace.work) if trace.cuda else None,
