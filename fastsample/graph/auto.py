@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from ..run import PlanRun
+from ..run import PlanRun, Run
 from . import lent
+from .drive import Drive
 from .request import Request
 from .store import Store
 
@@ -81,31 +82,39 @@ def timed(device: torch.device, body: Callable[[], Any]) -> float:
     return best
 
 
-def slower(request: Request, drive: Any) -> str | None:
-    """Time the first network calls of a plan both ways; why the eager one is to be kept, or None."""
-    r, device, some = request, request.x.device, min(CALLS, drive.calls)
-    if r.plan is None:  # a whole procedure cannot be timed in part
-        return None
-    run = PlanRun(r.plan, r.x, start=r.start, key=r.key, noise=r.noise, input_dtype=r.network.dtype)
+def slower(request: Request, drive: Drive) -> str | None:
+    """Time a run both ways, of a plan its first network calls; why the eager way is to be kept, or None."""
+    r, device = request, request.x.device
     predict = r.network.guided(r.cond, r.uncond) if r.guided and r.cond is not None else r.network.given(r.cond)
+    shared: dict[str, Any] = {"start": r.start, "key": r.key, "noise": r.noise, "input_dtype": r.network.dtype}
+    calls = drive.calls if r.plan is None else min(CALLS, drive.calls)
+
+    def begun() -> Run:
+        if r.plan is not None:
+            return PlanRun(r.plan, r.x, **shared)
+        assert r.begin is not None
+        return r.begin(r.x, energy=r.network.energy_given(r.cond), grad=False, **shared)
 
     def eager() -> None:
-        asks = run.asks()
-        ask = next(asks)
-        for _ in range(some):
-            told = predict(*ask)
-            try:
-                ask = asks.send(told)
-            except StopIteration:
-                return
-        asks.close()
+        asks = begun().asks()
+        try:
+            ask = next(asks)
+            for _ in range(calls):
+                ask = asks.send(predict(*ask))
+        except StopIteration:
+            pass
+
+    def replayed() -> None:
+        if r.plan is None:  # a replay copies from a run that has begun
+            begun()
+        drive.some(calls)
 
     with torch.inference_mode():
-        before, after = timed(device, eager), timed(device, lambda: drive.some(some))
+        before, after = timed(device, eager), timed(device, replayed)
         drive.restart()
     if after < before:
         return None
-    return f"eager is faster: {1e6 * before:.0f} us against {1e6 * after:.0f} us for {some} network calls"
+    return f"eager is faster: {1e6 * before:.0f} us against {1e6 * after:.0f} us for {calls} network calls"
 
 
 def _wait(device: torch.device) -> None:

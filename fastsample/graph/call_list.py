@@ -55,6 +55,11 @@ class CallListRecorder:
                 body()
         return CallList(listing.calls, sum(listing.sizes.values()))
 
+    def begin(self) -> None:
+        """The CPU has done all work when it returns."""
+
+    end = begin
+
 
 class _Listing(TorchDispatchMode):
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..errors import CaptureError
 from .traps import trapped
 
 WARM_UPS = 3  # libraries choose their algorithms and take their workspaces in the first calls
+_one_at_a_time = threading.Lock()  # captures, in the whole process
 
 
 class CudaRecording:
@@ -31,10 +33,18 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._held = 0
+        self._last = torch.cuda.Event()
+
+    def begin(self) -> None:
+        """The last turn may have been on another stream."""
+        torch.cuda.current_stream(self._device).wait_event(self._last)
+
+    def end(self) -> None:
+        self._last.record(torch.cuda.current_stream(self._device))
 
     def record(self, body: Callable[[], Any], before: Callable[[], Any]) -> CudaRecording:
         """As `Recorder.record`.  What ``body`` allocates belongs to the pool and is free again at its end."""
-        with torch.cuda.device(self._device):
+        with _one_at_a_time, torch.cuda.device(self._device):
             current = torch.cuda.current_stream(self._device)
             self._warm_up(body, before, current)
             graph = torch.cuda.CUDAGraph()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -33,6 +34,32 @@ class Recorder(Protocol):
         ``body`` takes nothing, reads and writes tensors that outlive the recording, and may be run any number of times.
         Raises `CaptureError` if it cannot be recorded, and whatever ``body`` raises.
         """
+
+    def begin(self) -> None:
+        """Let the work that follows here wait for that of the last turn."""
+
+    def end(self) -> None:
+        """A turn has queued all of its work."""
+
+
+class Turn:
+    """One run at a time on the memory of recordings: a context, for threads and for streams."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder, self._lock, self._busy = recorder, threading.RLock(), False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._busy:
+            self._lock.release()
+            raise CaptureError("a run on these recordings is under way, and asks for another one (a callback?)")
+        self._busy = True
+        self._recorder.begin()
+
+    def __exit__(self, *error: Any) -> None:
+        self._recorder.end()
+        self._busy = False
+        self._lock.release()
 
 
 def recorder_for(device: torch.device) -> Recorder:

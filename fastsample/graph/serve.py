@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from ..errors import CaptureError
 from ..run import PlanRun, Run
 from . import auto, lent
 from .captured import Captured
+from .drive import Drive
 from .recorders import recorder_for
 from .request import MODES, Request, refusal
 from .steps import Steps
@@ -23,12 +26,12 @@ class Served:
 
     def __init__(self, mode: str, why: str | None = None) -> None:
         self.run: Run | None = None
-        self.drive: Callable[..., int] | None = None
+        self.drive: Drive | None = None
         self._mode, self._why = mode, why
         self._steps: Any = None
         self._before = (0, 0)
 
-    def by(self, kept: Any, run: Run, drive: Callable[..., int], before: tuple[int, int]) -> None:
+    def by(self, kept: Any, run: Run, drive: Drive, before: tuple[int, int]) -> None:
         self.run, self.drive, self._steps, self._before = run, drive, kept, before
 
     @property
@@ -96,12 +99,17 @@ def _chosen(request: Request, why: str | None, whole: bool, stack: ExitStack) ->
             served = stack.enter_context(_recorded(STORE, "auto", request, whole))
         except CaptureError as error:
             verdict.why = str(error)
+        except torch.OutOfMemoryError as error:
+            verdict.why = f"memory: {str(error).splitlines()[0]}"
         else:
             kept = STORE.find(lent.owner(request.model), name)
             if kept is None:
                 verdict.why = f"memory: its recordings need {served.mb:.1f} MB, the limit is {STORE.megabytes:g} MB"
             elif not verdict.timed:
+                assert served.drive is not None
                 verdict.timed, verdict.why = True, auto.slower(request, served.drive)
+                if verdict.why is not None:
+                    STORE.remove(lent.owner(request.model), name)
             if verdict.why is None:
                 return served
     auto.say(verdict.why)
@@ -115,7 +123,7 @@ def _recorded(store: Store, mode: str, request: Request, whole: bool) -> Iterato
     kept: Any = store.find(owner, name)
     if kept is None:
         kept = _new(request, conds)
-    with kept.lock:
+    with kept.turn:
         served, before = Served(mode), (kept.captures, kept.replays)
         run, drive = kept.begin(request, conds, whole)
         store.put(owner, name, kept)  # what it holds has grown; it may be too much to be kept beyond this run

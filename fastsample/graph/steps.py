@@ -7,8 +7,7 @@ the same memory are copies of tables, and no recording is made again.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -20,9 +19,10 @@ from ..profiling.ranges import range_of, ranged
 from ..reductions import Reductions
 from ..run import PlanRun, _parts
 from . import lent, trees
+from .drive import Drive
 from .kinds import Kind, kinds_of
 from .memory import Memory
-from .recorders import Recorder, Recording
+from .recorders import Recorder, Recording, Turn
 from .request import Request
 
 
@@ -36,42 +36,6 @@ class Replayed(PlanRun):
 
     def asks(self) -> Any:
         raise RuntimeError("a replayed run asks no network")
-
-
-class Drive:
-    """Replays a run; ``drive(hooks)`` does what `fastsample.loop.drive` does."""
-
-    def __init__(
-        self,
-        replays: list[Callable[[], None]],
-        calls: int,
-        restart: Callable[[], None],
-        count: Callable[[int], None],
-    ) -> None:
-        self.calls, self.restart, self._replays, self._count = calls, restart, replays, count
-
-    def __call__(self, hooks: Sequence[Callable[[int], Any]] = ()) -> int:
-        from ..loop import StopSampling
-
-        self._count(len(self._replays))
-        if not hooks:
-            for replay in self._replays:
-                replay()
-            return self.calls
-        for call, replay in enumerate(self._replays):
-            replay()
-            try:
-                for hook in hooks:
-                    hook(call)
-            except StopSampling:
-                return call + 1
-        return self.calls
-
-    def some(self, calls: int) -> None:
-        """The first calls, from the start."""
-        self.restart()
-        for replay in self._replays[:calls]:
-            replay()
 
 
 class Steps:
@@ -100,7 +64,7 @@ class Steps:
         )
         self._predict: Any = None
         self._recorder, self.kind = recorder, recorder.name
-        self.lock = threading.RLock()
+        self.turn = Turn(recorder)
         self._recordings: dict[Hashable, tuple[Recording, Any]] = {}
         self.captures = self.replays = 0
 
@@ -122,7 +86,7 @@ class Steps:
         """The run of a plan: what hooks see, and what drives it as `fastsample.loop.drive` does.
 
         Records what has no recording yet: the calls of a kind, or with ``whole`` all calls of the plan as one.  Hold
-        ``lock`` until the result is copied.  Raises `CaptureError` where recording is not possible.
+        ``turn`` until the result is copied.  Raises `CaptureError` where recording is not possible.
         """
         plan, x, start = request.plan, request.x, request.start
         assert plan is not None

@@ -49,6 +49,10 @@ class Store:
             self._entries[place] = _Entry(lent.weak(owner, lambda _: self._drop(place)), kept)
             self.trim()
 
+    def remove(self, owner: Any, name: Hashable) -> None:
+        """Let go of one."""
+        self._drop((id(owner), name))
+
     def trim(self) -> None:
         """Let go of the least recently used until the rest is below the limit; the very last one too."""
         with self._lock:

@@ -6,8 +6,7 @@ memory of the run that was recorded, tensor by tensor, and the recording is repl
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from ..procedures.registry import Setting
 from ..profiling.ranges import range_of, ranged
 from ..run import Run
 from . import lent, trees
-from .recorders import Recorder
+from .drive import Drive
+from .recorders import Recorder, Turn
 from .request import Request
 
 
@@ -26,7 +26,7 @@ class WholeRun:
 
     def __init__(self, request: Request, conds: Any, recorder: Recorder) -> None:
         self._borrowed, self._conds = lent.Borrowed(request.network), trees.fixed(conds)
-        self._recorder, self.kind, self.lock = recorder, recorder.name, threading.RLock()
+        self._recorder, self.kind, self.turn = recorder, recorder.name, Turn(recorder)
         self._shape, self._dtype = list(request.x.shape), str(request.x.dtype).removeprefix("torch.")
         self._recording: Any = None
         self.captures = self.replays = 0
@@ -44,26 +44,28 @@ class WholeRun:
         name, kind = self._borrowed.network.name, self.kind
         return {"network": name, "kind": kind, "shape": self._shape, "dtype": self._dtype, **counts}
 
-    def begin(self, request: Request, conds: Any, whole: bool = True) -> tuple[Run, Callable[..., int]]:
+    def begin(self, request: Request, conds: Any, whole: bool = True) -> tuple[Run, Drive]:
         """As `Steps.begin`."""
         with torch.inference_mode():
             trees.refill(self._conds, conds)
         if self._recording is None:
             self._record(request)
         fresh: Any = request.run
-        with torch.inference_mode():
-            for kept, new in zip(self._memories, memories(fresh), strict=True):
-                kept.copy_(new, False)
+        fill = list(zip(self._memories, memories(fresh), strict=True))
+
+        def restart() -> None:
+            with torch.inference_mode():
+                for kept, new in fill:
+                    kept.copy_(new, False)
+
+        def count(number: int) -> None:
+            self.replays += number
+
+        restart()
         vars(self._run).update((name, vars(fresh)[name]) for name in self._plain)
         if hasattr(self._run, "adopt"):
             self._run.adopt(fresh)
-
-        def drive(hooks: Sequence[Callable[[int], Any]] = ()) -> int:
-            ranged("replay", self._recording.replay)()
-            self.replays += 1
-            return self._made
-
-        return self._run, drive
+        return self._run, Drive([ranged("replay", self._recording.replay)], self._made, restart, count)
 
     def _record(self, request: Request) -> None:
         from ..loop import drive
