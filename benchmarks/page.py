@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def render(folder: Path, page: Path) -> str:
     lines += ["## Promised figures", "", *_promises(members, made), ""]
     lines += ["## Machine", "", *_machine(results), ""]
     for member in members:
-        lines += [f"## {member.name}", "", member.about, ""]
+        lines += [f"## {member.name}", "", textwrap.fill(member.about, 118), ""]
         if not made[member.name]:
             lines += ["No results yet.", ""]
         for found in made[member.name]:
@@ -59,6 +60,11 @@ def number(x: float) -> str:
     if abs(x) >= 100:
         return f"{x:.0f}"
     return f"{x:.3g}" if abs(x) >= 1e-4 or x == 0 else f"{x:.1e}"
+
+
+def percent(share: float) -> str:
+    """Two digits."""
+    return f"{100 * share:.2g}" if share < 0.995 else "100"
 
 
 def _section(member: Member, found: Results, link: str) -> Iterator[str]:
@@ -121,8 +127,8 @@ def _share(point: Point, ours: str, seconds: float) -> str:
     """Of ours in a whole step: measured where the network was in the measurement."""
     measured = point.rows[ours].get("solver_share")
     if measured is not None and _whole(point, seconds):
-        return f"{100 * max(0.0, measured.y_value_50):.2g} measured"
-    return " ".join(f"{100 * schema.whole_step(seconds, 1.0, network)[0]:.2g}" for network in NETWORKS)
+        return f"{percent(max(0.0, measured.y_value_50))} measured"
+    return " ".join(percent(schema.whole_step(seconds, 1.0, network)[0]) for network in NETWORKS)
 
 
 def _whole(point: Point, seconds: float) -> bool:
@@ -190,10 +196,7 @@ def _losses(members: Sequence[Member], made: dict[str, list[Results]]) -> Iterat
             for point in schema.points(found):
                 pairs = [(peer, ours) for ours, peers in member.pairs for peer in peers]
                 compared += sum(point.ratio(*pair, member.metric) is not None for pair in pairs)
-    yield (
-        f"{len(lines)} of {compared} comparisons, sorted by member. A ratio is the peer's time over ours; a comparison "
-        "with `reference`, our readable definition in PyTorch, counts too."
-    )
+    yield f"{len(lines)} of {compared} comparisons, by member. A ratio is the peer's figure over ours."
     yield ""
     if lines:
         yield from table(["point", "ours", "faster peer", "ratio", "20-80 %", "beyond noise"], lines)
