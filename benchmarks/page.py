@@ -153,26 +153,26 @@ def _cell(member: Member, point: Point, peer: str, ours: str) -> str:
 
 
 def _grids(found: Results) -> Iterator[str]:
-    """A table per metric: programs down, the axis across."""
+    """A table per metric: programs down, the axis across.  Figures that differ in their options share a cell."""
     for metric in schema.metrics(found.records):
         rows = [r for r in found.records if r.metric_name == metric]
         values = sorted({r.x_value for r in rows})
-        names = list(dict.fromkeys((r.kernel_name, r.kernel_operation_mode, r.kernel_provider) for r in rows))
+        cells: dict[str, dict[int, list[str]]] = {}
+        for r in rows:
+            name = (r.kernel_name.removeprefix(f"{found.member} "), r.kernel_operation_mode, r.kernel_provider)
+            title = ", ".join(part for part in dict.fromkeys(name) if part != found.member)
+            spread = f" ({number(r.y_value_20)} - {number(r.y_value_80)})" if r.y_value_20 < r.y_value_80 else ""
+            cells.setdefault(title, {}).setdefault(r.x_value, []).append(number(r.y_value_50) + spread)
         yield f"{metric}, {rows[0].metric_unit}; across: {rows[0].x_label}"
         yield ""
-        lines = []
-        for name in names:
-            cells: dict[int, str] = {}
-            for r in rows:
-                if (r.kernel_name, r.kernel_operation_mode, r.kernel_provider) == name:
-                    spread = (
-                        f" ({number(r.y_value_20)} - {number(r.y_value_80)})" if r.y_value_20 < r.y_value_80 else ""
-                    )
-                    cells.setdefault(r.x_value, number(r.y_value_50) + spread)
-            title = ", ".join(part for part in dict.fromkeys(name) if part != found.member)
-            lines.append([title, *(cells.get(value, "") for value in values)])
-        yield from table(["", *map(str, values)], lines)
+        lines = [[title, *(" / ".join(line.get(value, ())) for value in values)] for title, line in cells.items()]
+        yield from table(["", *map(power, values)], lines)
         yield ""
+
+
+def power(x: int) -> str:
+    """A large power of two as such."""
+    return f"2^{x.bit_length() - 1}" if x >= 1024 and x & (x - 1) == 0 else str(x)
 
 
 def losses(member: Member, found: Results) -> Iterator[tuple[str, str, str, tuple[float, float, float]]]:

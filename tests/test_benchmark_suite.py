@@ -154,10 +154,10 @@ def test_page_tells_losses_promises_and_shares(tmp_path, monkeypatch):
 
 def test_page_without_pairs_is_a_grid(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "MEMBERS", (suite.Member("fake", "A fake."),))
-    lines = [dataclasses.replace(record("solver", float(n), metric="fid", spread=0.0), x_value=n) for n in (5, 20)]
-    write(tmp_path, lines)
+    lines = [dataclasses.replace(record("solver", float(n), metric="fid", spread=0.0), x_value=n) for n in (5, 2048)]
+    write(tmp_path, [*lines, dataclasses.replace(lines[0], y_value_50=7.0, y_value_80=9.0)])
     text = page.render(tmp_path, tmp_path / "page.md")
-    assert "|  | 5 | 20 |" in text and "| step, solver | 5 | 20 |" in text
+    assert "|  | 5 | 2^11 |" in text and "| step, solver | 5 / 7 (5 - 9) | 2048 |" in text
 
 
 # members
