@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file
 
-from benchmarks import suite  # noqa: E402
+from benchmarks import counters, suite  # noqa: E402
 
 MEMBERS: dict[str, tuple[float, list[str]]] = {  # of the suite, in this order: seconds, options; 380 s in sum
     "update": (150, ["--budget", "120"]),
@@ -48,8 +48,8 @@ class Stage:
     skip: str = ""
 
 
-def stages() -> list[Stage]:
-    """All stages in order.  What cannot run here carries the reason."""
+def stages(folder: Path = ROOT / "benchmarks" / "results") -> list[Stage]:
+    """All stages in order.  What cannot run here carries the reason.  ``folder``: of the results."""
     python = sys.executable
     build = (
         "from fastsample import native\n"
@@ -77,6 +77,11 @@ def stages() -> list[Stage]:
             command = [python, "-m", f"benchmarks.{name}", "--gpu", *options]
             found.append(Stage(name, command, limit, skip=suite.missing(known[name])))
     found.append(Stage("page", [python, "-m", "benchmarks", "--page"], 30))
+    # where the time of a short run goes, under nsys if it is there, else torch.profiler; the log has the summary
+    job = ["sample", "--model", "digits", "--solver", "sde-dpmpp-2m", "--steps", "20", "-n", "64", "--no-progress"]
+    traced = [python, "-m", "fastsample", "profile", "--out", "out/gpu/profile", "--", *job, "--out", "out/gpu/samples"]
+    found.append(Stage("profile", traced, 60))
+    found.append(Stage("counters", [python, "-m", "benchmarks.counters", "--out", str(folder)], 60))
     return found
 
 
@@ -140,6 +145,8 @@ def run(stage: Stage, folder: Path, left: float) -> tuple[str, str, float]:
             return "failed", f"over {limit:.0f} s", time.monotonic() - begin
     lines = log.read_text(errors="replace").strip().splitlines() or [""]
     print("\n".join(f"  {line}" for line in lines[-25:]), flush=True)
+    if code == counters.SKIPPED and stage.name == "counters":
+        return "skipped", lines[-1][:100], time.monotonic() - begin
     outcome = "ok" if code == 0 else "failed"
     if outcome == "ok" and stage.name == "tests" and not re.search(r"\d+ passed", lines[-1]):
         outcome = "failed"  # all skipped is not a pass
@@ -161,7 +168,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     print("\n".join(f"{name}: {text}" for name, text in machine.items()))
     results: list[dict[str, str | float]] = []
-    for stage in stages():
+    for stage in stages(folder):
         if only and stage.name not in only:
             continue
         print(f"\n== {stage.name}", flush=True)
