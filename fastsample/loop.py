@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import noise as keyed
-from . import procedures
+from . import procedures, traced
 from .choosing import check_fit, plan_for, procedure_for
 from .graph.request import Request
 from .graph.serve import check_mode, serve
@@ -25,7 +25,7 @@ from .run import Noise, PlanRun, Run, StepInfo
 __all__ = ["StepInfo", "StopSampling", "Trajectory", "check_finite", "drive", "sample"]
 
 Callback = Callable[[StepInfo], Any]
-Seed = int | Sequence[int] | torch.Generator
+Seed = int | Sequence[int] | torch.Generator | Tensor
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -89,7 +89,8 @@ def sample(
             ``cond`` the model itself must return the pair ``(conditional, unconditional)``.
         cond, uncond: conditions of the two branches: tensors, or dicts and tuples of tensors. ``uncond`` may be left
             out if the model has a ``null_class``.
-        seed: a whole number, one per sample, or a ``torch.Generator`` that is asked once. None: torch's default one.
+        seed: a whole number, one per sample, or a ``torch.Generator`` that is asked once. None: torch's default one. Or
+            the keys themselves, ``(B, 2)`` uint64 of `fastsample.keys`.
         sample_ids: global indices ``(B,)`` of these samples, by default 0 to B - 1: the noise of a sample depends on
             the seed and its index alone, so that batches may be cut anywhere.
         noise: noise in place of the seed: recorded, one tensor like x per draw (draw 0 is the start), or a function of
@@ -123,10 +124,15 @@ def sample(
     kind, first = _start(x, start)
     begin: Any = None
     procedure = None if plan is not None else procedures.get(solver)
+    tracing = torch.compiler.is_compiling()  # docs/compile.md
+    if tracing:
+        kept = {"return_trajectory": return_trajectory, "stats": stats, "noise": noise, "denoised": denoised}
+        traced.check(procedure, callback=callback, progress=progress, graph=graph if graph != "off" else None, **kept)
     if plan is None:
         choice = {"schedule": schedule, "grid": grid, "path": path, "guidance": guidance, "start": first, **options}
         if procedure is None:
-            plan = plan_for(network, solver=solver, steps=steps, **choice)
+            choice |= {"solver": solver, "steps": steps}
+            plan = traced.outside(plan_for, network, **choice) if tracing else plan_for(network, **choice)
         else:
             begin = procedure_for(network, procedure, steps=steps, denoised=denoised, **choice)
     else:
@@ -137,11 +143,14 @@ def sample(
             raise ValueError(f"{', '.join(clash)}: got a plan too, which already fixes it; give one of them")
         if first is not None and first != 0:
             raise ValueError("start: got a ready plan too; make that of path[start:], and give start=0")
-        check_fit(plan, model, network)
+        if not tracing:
+            check_fit(plan, model, network)
     if denoised and plan is not None:
         plan = plan.with_denoised()
 
     key = None if noise is not None else _keys(seed, sample_ids, len(state), state.device)
+    if plan is not None and tracing:
+        return traced.run_in_graph(plan, network, state, key, cond, uncond, start=kind, grad=grad)
     with torch.set_grad_enabled(grad), ExitStack() as held:  # what is made here outlives the run: ordinary tensors
         shared: dict[str, Any] = {"start": kind, "key": key, "noise": noise, "input_dtype": network.dtype, "grad": grad}
         run: Any = None  # of a plan, made where no recording has its memory
@@ -267,6 +276,11 @@ def _start(x: Any, start: int | float | None) -> tuple[str, int | float | None]:
 
 
 def _keys(seed: Seed | None, sample_ids: Sequence[int] | Tensor | None, batch: int, device: torch.device) -> Tensor:
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.uint64 or seed.shape != (batch, 2) or sample_ids is not None:
+            more = "" if sample_ids is None else " and sample_ids"
+            raise ValueError(f"seed: got {tuple(seed.shape)} {seed.dtype}{more}, keys are ({batch}, 2) uint64, alone")
+        return seed.to(device)
     ids: Any = batch if sample_ids is None else sample_ids
     if sample_ids is not None and len(sample_ids) != batch:
         raise ValueError(f"sample_ids: got {len(sample_ids)}, need {batch}, one per sample")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +11,26 @@ from . import row
 from .plan import COND, UNCOND
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .plan import Call, Plan
+
+
+class Facts(NamedTuple):
+    """What a plan says of them: ratio, low and high of the threshold; phi; the weight of guidance at each call."""
+
+    threshold: tuple[float, ...] | None
+    phi: float | None
+    weights: tuple[float, ...]
+    calls: tuple[Call, ...]
+
+    @classmethod
+    def of(cls, plan: Plan) -> Facts | None:
+        """None for a plan that needs nothing of this."""
+        threshold, phi, w = (plan.options.get(name) for name in ("threshold", "rescale", "guidance"))
+        if threshold is None and phi is None:
+            return None
+        weights = w if isinstance(w, (list, tuple)) else [0.0 if w is None else w] * plan.nfe
+        threshold = None if threshold is None else tuple(float(v) for v in threshold)
+        return cls(threshold, None if phi is None else float(phi), tuple(float(v) for v in weights), plan.calls)
 
 
 class Reductions:
@@ -21,34 +39,26 @@ class Reductions:
     Each writes a table of one row per sample, made of the row of the plan; the update then takes row b for sample b.
     """
 
-    def __init__(self, plan: Plan, x: Tensor) -> None:
-        def numbers(name: str) -> Any:
-            return plan.options.get(name)
-
-        self._threshold = None if numbers("threshold") is None else [float(v) for v in numbers("threshold")]
-        self._phi, weights = numbers("rescale"), numbers("guidance")
-        self._weights = list(np.broadcast_to(0.0 if weights is None else weights, (plan.nfe,)).astype(float))
-        self._calls = plan.calls
-        rows = (len(x), row.COLUMNS)
+    def __init__(self, facts: Facts, x: Tensor) -> None:
+        self._facts, rows = facts, (len(x), row.COLUMNS)
         self._rescaled, self._limited = (torch.empty(rows, dtype=torch.float64, device=x.device) for _ in range(2))
         self._samples = torch.arange(len(x), device=x.device)
 
     @classmethod
     def of(cls, plan: Plan, x: Tensor) -> Reductions | None:
         """None for a plan that needs nothing of this."""
-        if plan.options.get("threshold") is None and plan.options.get("rescale") is None:
-            return None
-        return cls(plan, x)
+        facts = Facts.of(plan)
+        return None if facts is None else cls(facts, x)
 
     def __call__(self, call: int, terms: list[Tensor], table: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Table and step for the update of a call."""
-        ops = torch.ops.fastsample
-        if self._phi is not None:
-            names = self._calls[call].terms
-            cond, uncond, weight = names.index(COND), names.index(UNCOND), float(self._weights[call])
-            ops.rescale_(self._rescaled, terms, table, step, cond, uncond, weight, float(self._phi))
+        ops, facts = torch.ops.fastsample, self._facts
+        if facts.phi is not None:
+            names = facts.calls[call].terms
+            cond, uncond, weight = names.index(COND), names.index(UNCOND), facts.weights[call]
+            ops.rescale_(self._rescaled, terms, table, step, cond, uncond, weight, facts.phi)
             table, step = self._rescaled, self._samples
-        if self._threshold is not None:
-            ops.threshold_(self._limited, terms, table, step, *self._threshold)
+        if facts.threshold is not None:
+            ops.threshold_(self._limited, terms, table, step, *facts.threshold)
             table, step = self._limited, self._samples
         return table, step

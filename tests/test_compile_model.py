@@ -43,6 +43,15 @@ def test_one_graph_over_steps_seeds_and_solvers(how):
         assert count.graphs == 1 and not count.breaks
 
 
+@pytest.mark.parametrize("solver", ["dpm-adaptive", "dpm-solver-adaptive", "rtk-mala", "poisson-midpoint"])
+def test_one_graph_of_procedures(solver):
+    with counted() as count:
+        net = compiled(lambda x, t: x * 0.1 + t.reshape(-1, 1) * 0.01, fullgraph=True)
+        for seed in range(2):
+            sample(net, torch.randn(4, 6), solver=solver, seed=seed, steps=4)
+        assert count.graphs == 1 and not count.breaks
+
+
 @pytest.mark.parametrize("how", WAYS)
 def test_one_graph_under_guidance(how):
     labels = torch.arange(4)

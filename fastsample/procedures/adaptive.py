@@ -187,7 +187,9 @@ class Adaptive:
         run = self._run(plan, x) if scaled else None
         if run is None:  # the network sees the state itself, so that a change of it by a callback counts
             wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-            told = yield x, torch.full((len(x),), float(plan.t[0]), dtype=wide, device=x.device)
+            with torch.inference_mode(False):
+                t = torch.full((len(x),), float(plan.t[0]), dtype=wide, device=x.device)
+            told = yield x, t
             run = self._run(plan, x)
             asks = run.asks()
             next(asks)
