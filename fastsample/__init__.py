@@ -15,6 +15,8 @@ _HOME = {
     "sample": "loop",
     "StepInfo": "loop",
     "StopSampling": "loop",
+    "Loop": "traced",
+    "StepLoop": "step_loop",
     "make_plan": "plan",
     "Plan": "plan",
     "make_path": "grids",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from .plan import Plan as Plan
     from .plan import make_plan as make_plan
     from .solvers.phase.process import PhaseSpace as PhaseSpace
+    from .step_loop import StepLoop as StepLoop
+    from .traced import Loop as Loop
 
 
 def __getattr__(name: str) -> Any:

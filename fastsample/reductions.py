@@ -40,9 +40,9 @@ class Reductions:
     """
 
     def __init__(self, facts: Facts, x: Tensor) -> None:
-        self._facts, rows = facts, (len(x), row.COLUMNS)
+        self._facts, rows = facts, (x.shape[0], row.COLUMNS)
         self._rescaled, self._limited = (torch.empty(rows, dtype=torch.float64, device=x.device) for _ in range(2))
-        self._samples = torch.arange(len(x), device=x.device)
+        self._samples = torch.arange(x.shape[0], device=x.device)
 
     @classmethod
     def of(cls, plan: Plan, x: Tensor) -> Reductions | None:

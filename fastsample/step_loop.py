@@ -105,24 +105,25 @@ class StepLoop(Planned):
         tables = Tables.of(plan, device)
         self.hold(tables._replace(table=torch.from_numpy(table).to(device)))
 
+    @torch.inference_mode(False)  # a compiled step tells inference tensors from others
     @torch.no_grad()
     def forward(self, x: Tensor, key: Tensor | None = None, cond: Any = None, uncond: Any = None) -> Tensor:
         """Samples ``(B, ...)``; arguments as those of `Loop`."""
         self.check(x, key)
         pattern, fed = self.pattern, self.network.dtype
-        with torch.inference_mode(False):  # a compiled network tells inference tensors from others
-            slots = [torch.empty_like(x, dtype=fed if s.role == "input" else None) for s in pattern.slots]
-            spare = [torch.empty_like(x) for _ in range(self.depth)]
-            wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-            times = self.times.to(wide)[:, None].expand(-1, len(x), *self.times.shape[1:]).contiguous()
-        index, noise_key = self.steps[0], key if pattern.noisy else None
+        key = key.clone() if key is not None and key.is_inference() else key
+        slots = [torch.empty_like(x, dtype=fed if s.role == "input" else None) for s in pattern.slots]
+        spare = [torch.empty_like(x) for _ in range(self.depth)]
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        times = self.times.to(wide)[:, None].expand(-1, len(x), *self.times.shape[1:]).contiguous()
+        first, noise_key = self.steps[0], key if pattern.noisy else None
         starts = self.starts[STARTS.index(self.start)][None]
-        torch.ops.fastsample.update_([slots[j] for j in pattern.outputs], [x], starts, index, key, [])
+        torch.ops.fastsample.update_([slots[j] for j in pattern.outputs], [x], starts, first, key, [])
         for i, (ask, written, kept) in enumerate(self.orders):
             asked = None if ask == 0 else slots[ask]
             now = [slots[j] for j in written]
             rows = self.table[i : i + 1]
-            self.step(asked, slots[: self.memory], now, spare, rows, index, times[i], noise_key, cond, uncond)
+            self.step(asked, slots[: self.memory], now, spare, rows, first, times[i], noise_key, cond, uncond)
             for n, j in enumerate(kept):
                 slots[j], spare[n] = spare[n], slots[j]
         return slots[0]

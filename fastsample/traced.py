@@ -41,8 +41,12 @@ class Pattern(NamedTuple):
     @classmethod
     def of(cls, plan: Plan) -> Pattern:
         """The pattern of a plan.  Reads no array, so that it can be traced."""
-        shape = (plan.slots, plan.parts, plan.guided, plan.draws > plan.parts)
-        return cls(*shape, plan.prologue.outputs, plan.calls, Facts.of(plan))
+        # what a plan has cached takes a lock, which torch cannot trace
+        guided = any(output_of(j, plan.parts)[0] for call in plan.calls for j in call.terms if j < 0)
+        slots = tuple(Slot(str(n), slot.role) for n, slot in enumerate(plan.slots))  # names make no graph
+        return cls(
+            slots, plan.parts, guided, plan.draws > plan.parts, plan.prologue.outputs, plan.calls, Facts.of(plan)
+        )
 
 
 class Tables(NamedTuple):
@@ -83,10 +87,12 @@ def run_traced(
     like = terms[0]
     bank = Bank(pattern, like, input_dtype)
     slots, parts, ops = bank.tensors, pattern.parts, torch.ops.fastsample
+    if grad:  # a weight of zero has a gradient too, which must not be made of memory that holds anything
+        slots = [torch.zeros_like(slot) for slot in slots]
     dtypes = [slot.dtype for slot in slots]
     noise_key = key if pattern.noisy else None
     wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-    times = tables.times.to(wide)[:, None].expand(-1, len(like), *tables.times.shape[1:]).contiguous()
+    times = tables.times.to(wide)[:, None].expand(-1, like.shape[0], *tables.times.shape[1:]).contiguous()
     reduce = None if pattern.facts is None else Reductions(pattern.facts, like)
 
     def update(outputs: tuple[int, ...], table: Tensor, step: Tensor, key: Tensor | None) -> None:
@@ -213,7 +219,7 @@ class Planned(torch.nn.Module):
             raise ValueError("key: got none, need keys (B, 2), such as fastsample.keys(seed, B)")
 
     def extra_repr(self) -> str:
-        return f"calls={len(self.pattern.calls)}, slots={[s.name for s in self.pattern.slots]}, start={self.start!r}"
+        return f"calls={len(self.pattern.calls)}, slots={len(self.pattern.slots)}, start={self.start!r}"
 
 
 class Loop(Planned):

@@ -137,7 +137,7 @@ class Network:
         """The condition of a run without guidance: if none is given, that of no class, where there is one."""
         if cond is None and self.null_class is not None:
             with torch.inference_mode(False):
-                return torch.full((len(x),), self.null_class, dtype=torch.int64, device=x.device)
+                return torch.full((x.shape[0],), self.null_class, dtype=torch.int64, device=x.device)
         return cond
 
     def energy_given(self, cond: Any) -> Energy | None:
@@ -165,9 +165,10 @@ class Network:
                     two[: len(one)].copy_(one)
                     two[len(one) :].copy_(one)
             out = self(both, times, double)
-            if not isinstance(out, Tensor) or len(out) != len(both):
+            count = x.shape[0]  # torch.export takes len(x) for a constant
+            if not isinstance(out, Tensor) or out.shape[0] != 2 * count:
                 return out  # type: ignore[no-any-return]  # the loop says what is wrong with it
-            return out[: len(x)], out[len(x) :]
+            return out[:count], out[count:]
 
         return predict
 
