@@ -27,6 +27,7 @@ from .reductions import Reductions
 
 if TYPE_CHECKING:
     from .plan import Call, Plan
+    from .traced import Pattern
 
 Output = Tensor | tuple[Tensor, Tensor]
 Asks = Generator[tuple[Tensor, Tensor], Output, None]
@@ -115,7 +116,7 @@ class PlanRun:
             raise ValueError("key, noise: give one of them")
         self.plan, self.grad, self.calls = plan, grad, len(plan.calls)
         self.guided = plan.guided
-        pair = parts_of(plan.parts, x, start)
+        pair = _parts(plan, x, start)
         x = pair[0]
         self._key, self._noise = key, None if noise is None else Recorded(noise, plan.draws)
         with torch.inference_mode(False):  # kept by the plan for later runs, which may want gradients
@@ -262,9 +263,9 @@ class PlanRun:
         return (self._key, []) if self._noise is None else (None, self._noise.of_row(values, self._slots[0]))
 
 
-def parts_of(parts: int, x: Tensor, start: str) -> tuple[Tensor, ...]:
+def _parts(plan: Plan | Pattern, x: Tensor, start: str) -> tuple[Tensor, ...]:
     """The terms of the start."""
-    if parts == 1:
+    if plan.parts == 1:
         return (x,)
     if start != "state":  # m has weight zero and is not read
         return x, x

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from . import row
 from .given import Array, check_output
-from .loop import _predictor
 from .models.network import Network
 from .plan import STARTS, Plan
-from .traced import Pattern, Planned, Tables
+from .traced import Pattern, Planned, Tables, predictor
 
 __all__ = ["Step", "StepLoop"]
 
@@ -46,7 +45,7 @@ class Step(torch.nn.Module):
         sees, if that is not the state.  ``written``, ``spare``: the other outputs, none of which is a term.
         """
         x = terms[0] if asked is None else asked
-        told: Any = _predictor(self.network, self.guided, cond, uncond, x)(x, t)
+        told: Any = predictor(self.network, self.guided, cond, uncond, x)(x, t)
         check_output(told, x, guided=self.guided)
         outputs = list(told) if self.guided else [told]
         inputs = [*terms, *outputs]

@@ -19,7 +19,7 @@ from .given import check_output
 from .models.network import Network, Predictor, as_network
 from .plan import STARTS, Call, Plan, Slot, output_of
 from .reductions import Facts, Reductions
-from .run import parts_of
+from .run import _parts
 
 __all__ = ["Loop", "Pattern", "Tables", "run_traced"]
 
@@ -83,7 +83,7 @@ def run_traced(
     Without ``grad`` the updates write the bank in place, which Inductor keeps (docs/compile.md); with it each makes new
     tensors.
     """
-    terms: list[Any] = list(parts_of(pattern.parts, x, start))
+    terms: list[Any] = list(_parts(pattern, x, start))
     like = terms[0]
     bank = Bank(pattern, like, input_dtype)
     slots, parts, ops = bank.tensors, pattern.parts, torch.ops.fastsample
