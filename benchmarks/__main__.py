@@ -31,7 +31,7 @@ CHECKS = ("test_update.py", "test_noise.py", "test_plan.py", "test_loop.py")  # 
 )
 @click.option("--check", is_flag=True, help="First run a few tests; no figures if they fail.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch; by default one per core.")
-@click.option("--limits/--no-limits", default=True, help="End a member that takes 3 times its time.")
+@click.option("--limits/--no-limits", default=True, help="End a member that takes 5 times its time.")
 @click.option("--note", default="", help="Kept with the results, such as what else runs on the machine.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results [benchmarks/results].")
 def cli(

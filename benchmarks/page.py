@@ -77,8 +77,13 @@ def _section(member: Member, found: Results, link: str) -> Iterator[str]:
         f"{facts.get('seconds', 0):.0f} s{note}. [All figures]({link}/{stem}.csv), [facts]({link}/{stem}.json)."
     )
     yield ""
+    reasons: dict[str, list[str]] = {}
     for what, why in facts.get("skipped", {}).items():
-        yield f"Left out: {what}: {' '.join(str(why).split())}"
+        reasons.setdefault(" ".join(str(why).split()), []).append(what)
+    for why, what in reasons.items():
+        yield f"- left out: {'; '.join(what)}: {why}"
+    if reasons:
+        yield ""
     points = schema.points(found)
     yield from _pairs(member, points) if member.pairs else _grids(found)
     if found.path.with_suffix(".png").exists():

@@ -152,6 +152,18 @@ def test_page_tells_losses_promises_and_shares(tmp_path, monkeypatch):
     assert "while others worked" in text and "(../fake-cpu.csv)" in text and "(../fake-cpu.png)" in text
 
 
+def test_a_measured_network_takes_the_place_of_supposed_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "MEMBERS", (FAKE,))
+    rows = [record("mine", 100.0), record("peer", 150.0), record("mine", 0.25, metric="solver_share")]
+    skipped = {"this": "not here", "that": "not here"}
+    write(tmp_path, [*rows, record("network", 75.0)], skipped=skipped)
+    text = page.render(tmp_path, tmp_path / "page.md")
+    assert "| 1x8 | 100 | 99 - 101 | 25 measured | 1.5x |" in text
+    assert "\n- left out: this; that: not here\n\n| point" in text
+    write(tmp_path, [*rows, record("network", 0.01)])  # a network that does nothing
+    assert "1.5x (1.25 " in page.render(tmp_path, tmp_path / "page.md")
+
+
 def test_page_without_pairs_is_a_grid(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "MEMBERS", (suite.Member("fake", "A fake."),))
     lines = [dataclasses.replace(record("solver", float(n), metric="fid", spread=0.0), x_value=n) for n in (5, 2048)]
