@@ -6,16 +6,13 @@ network or of a sampler runs again.  So all that is built on graphs can be teste
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .traps import check, trapped
+from .traps import as_written, check, trapped
 
 _EMPTY = ("aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided")
 
@@ -46,7 +43,7 @@ class CallListRecorder:
 
     def record(self, body: Callable[[], Any], before: Callable[[], Any]) -> CallList:
         """As `Recorder.record`; one warm-up."""
-        with _as_written():
+        with as_written():
             before()
             trapped(body)
             before()
@@ -101,13 +98,3 @@ def _copy(target: Tensor, value: Tensor) -> None:
         target.untyped_storage().copy_(value.untyped_storage(), non_blocking=False)
     else:
         target.copy_(value)
-
-
-@contextlib.contextmanager
-def _as_written() -> Iterator[None]:
-    """Compiled networks run as they were written: kernels of a compiler are no ops, so a list would miss them."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
+from ..profiling.ranges import enabled, ranged
 
 
 class Drive:
@@ -23,6 +26,9 @@ class Drive:
         restart: Callable[[], None],
         count: Callable[[int], None],
     ) -> None:
+        if enabled():
+            within = ranged("replay", lambda replay: replay())  # numbered through the run
+            replays = [partial(within, replay) for replay in replays]
         self.calls, self.restart, self._replays, self._count = calls, restart, replays, count
 
     def __call__(self, hooks: Sequence[Callable[[int], Any]] = ()) -> int:

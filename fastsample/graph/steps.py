@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..given import NOISE_WEIGHTS, check_output
 from ..plan import STARTS, Plan, output_of
-from ..profiling.ranges import range_of, ranged
+from ..profiling.ranges import range_of
 from ..reductions import Reductions
 from ..run import PlanRun, _parts
 from . import lent, trees
@@ -63,6 +63,7 @@ class Steps:
             conds=trees.fixed(conds),
         )
         self._predict: Any = None
+        self._seen: tuple[Plan, tuple[Kind, ...]] | None = None
         self._recorder, self.kind = recorder, recorder.name
         self.turn = Turn(recorder)
         self._recordings: dict[Hashable, tuple[Recording, Any]] = {}
@@ -90,7 +91,9 @@ class Steps:
         """
         plan, x, start = request.plan, request.x, request.start
         assert plan is not None
-        kinds = kinds_of(plan)
+        if self._seen is None or self._seen[0] is not plan:
+            self._seen = plan, kinds_of(plan)
+        kinds = self._seen[1]
         with torch.inference_mode():
             if self.memory.grow(plan.nfe):
                 self._recordings.clear()
@@ -107,7 +110,7 @@ class Steps:
                 self.memory.rewind()
                 self._start(plan, x, start, slots)  # warm-ups have moved it
         names: list[Hashable] = [kinds] if whole else list(kinds)
-        replays = [ranged("replay", self._recordings[name][0].replay) for name in names]
+        replays = [self._recordings[name][0].replay for name in names]
 
         def restart() -> None:
             self.memory.rewind()

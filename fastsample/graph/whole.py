@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..procedures.registry import Setting
-from ..profiling.ranges import range_of, ranged
+from ..profiling.ranges import range_of
 from ..run import Run
 from . import lent, trees
 from .drive import Drive
@@ -65,7 +65,7 @@ class WholeRun:
         vars(self._run).update((name, vars(fresh)[name]) for name in self._plain)
         if hasattr(self._run, "adopt"):
             self._run.adopt(fresh)
-        return self._run, Drive([ranged("replay", self._recording.replay)], self._made, restart, count)
+        return self._run, Drive([self._recording.replay], self._made, restart, count)
 
     def _record(self, request: Request) -> None:
         from ..loop import drive
