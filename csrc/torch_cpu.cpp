@@ -6,6 +6,7 @@
 #include "cpu/threshold_search.h"
 #include "cpu/update.h"
 #include "torch_args.h"
+#include "torch_bound.h"
 #include "torch_brownian.h"
 #include "torch_metropolis.h"
 #include "torch_reduce.h"
@@ -46,6 +47,11 @@ static void update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, s
   run_update(a);
   for (int64_t b = 0; beside.time && b < beside.samples; ++b) write_time(a, beside, b);
   if (beside.clock) ++*beside.clock;  // last: step may be this number
+}
+
+static int64_t bind_update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
+                               Tensors noise) {
+  return reinterpret_cast<int64_t>(make_bound(outs, terms, table, step, key, noise).release());
 }
 
 static BrownianTiles brownian_loop() {
@@ -195,7 +201,13 @@ static void metropolis_cpu(Tensor state, Tensor cache, Tensors outs, Tensor chai
 
 }  // namespace fs
 
+// The address of a `Bound`, or 0; `fastsample_call` and `fastsample_unbind` are what it is for.
+STABLE_TORCH_LIBRARY_FRAGMENT(fastsample, m) {
+  m.def("bind_update(Tensor[] outs, Tensor[] terms, Tensor table, Tensor step, Tensor? key, Tensor[] noise) -> int");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastsample, CPU, m) {
+  m.impl("bind_update", TORCH_BOX(&fs::bind_update_cpu));
   m.impl("update_", TORCH_BOX(&fs::update_cpu));
   m.impl("brownian_", TORCH_BOX(&fs::brownian_cpu));
   m.impl("threshold_", TORCH_BOX(&fs::threshold_cpu));
@@ -205,4 +217,16 @@ STABLE_TORCH_LIBRARY_IMPL(fastsample, CPU, m) {
 
 extern "C" __attribute__((visibility("default"))) const char* fastsample_cpu_isa() {
   return fs::isa_name(fs::chosen_isa());
+}
+
+extern "C" __attribute__((visibility("default"))) void fastsample_unbind(void* bound) {
+  delete static_cast<fs::Bound*>(bound);
+}
+
+// 1 if the update was done, 0 if nothing was touched because these addresses need the op.
+extern "C" __attribute__((visibility("default"))) int fastsample_call(void* bound, const int64_t* addresses) {
+  auto& call = *static_cast<fs::Bound*>(bound);
+  if (!call.move(addresses)) return 0;
+  fs::run_update(call.args);
+  return 1;
 }

@@ -109,6 +109,12 @@ class Plan:
         """Per call its memory."""
         return patterns_of(self.calls, self.parts, [bool(weights.any()) for weights in self.table[:, NOISE_WEIGHTS]])
 
+    @functools.cached_property
+    def alike(self) -> tuple[int, ...]:
+        """Per call the number of the first call of the same pattern."""
+        first: dict[Pattern, int] = {}
+        return tuple(first.setdefault(pattern, i) for i, pattern in enumerate(self.patterns))
+
     @property
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of ``to_json()``: names the plan in reports."""

@@ -24,6 +24,7 @@ from .given import check_output as check_output
 from .plan import STARTS, output_of
 from .profiling.ranges import ranged
 from .reductions import Reductions
+from .repeats import Repeats
 
 if TYPE_CHECKING:
     from .plan import Call, Plan
@@ -171,9 +172,12 @@ class PlanRun:
         if self.grad:
             yield from self._functional()
             return
-        apply = ranged("update", torch.ops.fastsample.update_.default)
+        op = torch.ops.fastsample.update_.default
+        apply = ranged("update", op)
         table, reduce = self._device.table, self._reduce
         late = self._noise is not None and self._noise.late
+        plain = apply is op and reduce is None and self._noise is None
+        repeat = Repeats.of(self.plan, self._device.steps, self.state) if plain else None
         before: Any = None
         out: Any = None
         for call, (ask, outs, terms, step, key, noise, places, keep) in enumerate(self._prepared):
@@ -190,7 +194,8 @@ class PlanRun:
             if late:
                 noise = self.noises(self.plan.table[call])[1]
             if reduce is None:
-                apply(outs, terms, table, step, key, noise)
+                if repeat is None or not repeat(call, outs, terms, table, step, key):
+                    apply(outs, terms, table, step, key, noise)
             else:
                 apply(outs, terms, *reduce(call, terms, table, step), key, noise)
             for term, *_ in places:  # the outputs of old calls must not stay in memory

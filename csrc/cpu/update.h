@@ -13,6 +13,7 @@ constexpr int kUpdateTile = 2048;
 FS_DECLARE_ISA(isa_base)
 FS_DECLARE_ISA(isa_avx2)
 FS_DECLARE_ISA(isa_avx512)
+#undef FS_DECLARE_ISA
 
 using UpdateTiles = void (*)(const UpdateArgs&, int64_t, int64_t);
 
