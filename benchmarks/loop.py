@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def run(job: Job, options: argparse.Namespace, skipped: dict[str, str]) -> tuple
         runs[NETWORK_GRAPH] = _captured(job)
     timed = {name: Timed((_finished(go, options.device),), torch.inference_mode) for name, go in runs.items()}
     # by the clock of the host on a GPU too: what a caller waits for
-    return measure(timed, "cpu", options.min_time), errors
+    clock = time.thread_time if options.cpu_time else time.perf_counter
+    return measure(timed, "cpu", options.min_time, clock=clock), errors
 
 
 def _finished(go: Callable[[], Any], device: str) -> Callable[[], None]:
@@ -177,6 +179,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser("loop", __doc__, "the small cases, no compiled networks, less than a minute")
     made.add_argument("--cases", help=f"of {'; '.join(names)}, separated by semicolons")
     made.add_argument("--programs", help=f"of {','.join(programs.PROGRAMS)}")
+    made.add_argument("--cpu-time", action="store_true", help="clock of the thread, for one thread on a busy machine")
     made.add_argument("--steps", type=int, help="another number of steps in all cases")
     options = parse(made, argv, full=0.5, quick=0.2, gpu=0.3)
     usual = [n for n in programs.PROGRAMS if n not in (programs.OURS_NET, programs.STEP_NET) or not options.quick]
@@ -191,6 +194,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         wrong = [name for name in chosen if name not in allowed]
         if wrong:
             made.error(f"{what}: got {', '.join(wrong)}, allowed are {', '.join(allowed)}")
+    if options.cpu_time and (options.threads != 1 or options.gpu):
+        made.error("--cpu-time: counts the time of one thread, needs --threads 1 and a CPU")
     if options.steps is not None and options.steps < 3:
         made.error(f"--steps: got {options.steps}, allowed are 3 and more")
     return options

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import gc
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def sizes(out: Run, options: argparse.Namespace, skipped: dict[str, str]) -> Non
                 if why := too_large(made, options.room):
                     skipped[f"2^{n.bit_length() - 1} elements, {dtype}"] = why
                     break
-                times = measure({"": _update(made, 1)}, options.device, options.min_time)[""]
+                times = measure({"": _update(made, 1)}, options.device, options.min_time, clock=options.clock)[""]
                 found[n] = times.quantiles()
                 out.add(f"update {dtype}", mode, {}, [("time", "us", _us(found[n]))], "scaling size", _elements(n))
                 gc.collect()
@@ -93,7 +94,7 @@ def batches(out: Run, options: argparse.Namespace, skipped: dict[str, str]) -> N
             str(b): _update(steps.Job(shape, torch.float32, stochastic, options.device), 1)
             for b, shape in shapes.items()
         }
-        times = measure(programs, options.device, options.min_time)
+        times = measure(programs, options.device, options.min_time, clock=options.clock)
         for b, shape in shapes.items():
             x = ("batch", f"samples of {options.total} elements in all", b)
             figure = ("time_of_batch", "us", _us(times[str(b)].quantiles()))
@@ -118,7 +119,7 @@ def runs(out: Run, options: argparse.Namespace, skipped: dict[str, str]) -> None
                 continue
             loop_programs.check(programs[name], here)
         timed = {name: Timed((_waiting(p, options.device),), torch.inference_mode) for name, p in programs.items()}
-        for name, times in measure(timed, "cpu", options.min_time).items():
+        for name, times in measure(timed, "cpu", options.min_time, clock=options.clock).items():
             found.setdefault(name, {})[number] = times
             figure = ("time_of_run", "us", _us(times.quantiles()))
             out.add(name, "deterministic", {}, [figure], "scaling steps", ("steps", "steps of a run", number))
@@ -152,7 +153,7 @@ def threads(out: Run, options: argparse.Namespace, skipped: dict[str, str]) -> N
             if why := too_large(made, options.room / len(counts)):
                 skipped[f"threads, 2^{n.bit_length() - 1} elements"] = why
                 break
-            times = measure({str(k): _update(made, k) for k in counts}, "cpu", options.min_time)
+            times = measure({str(k): _update(made, k) for k in counts}, "cpu", options.min_time, clock=options.clock)
             for k in counts:
                 found[k][n] = times[str(k)].quantiles()[0]
                 figure = ("time_on_threads", "us", _us(times[str(k)].quantiles()))
@@ -222,6 +223,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     known = ["size", "batch", "steps", "threads"]
     made = parser("scaling", __doc__, "states up to 2^20, 200 steps")
     made.add_argument("--parts", default=",".join(known), help=f"of {','.join(known)}")
+    made.add_argument("--cpu-time", action="store_true", help="clock of the thread, for one thread on a busy machine")
     made.add_argument("--largest", type=int, help="power of two of the largest state")
     options = parse(made, argv, full=0.2, quick=0.03, gpu=0.05)
     options.parts = options.parts.split(",")
@@ -236,6 +238,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options.batches = [1, 16, 256] if options.quick else [1, 2, 4, 8, 16, 32, 64, 128, 256]
     # 999: a grid of 1000 steps visits one of the 1000 trained levels twice
     options.steps = [1, 5, 20, 50, 200] if options.quick else [1, 2, 5, 10, 20, 50, 100, 200, 500, 999]
+    if options.cpu_time and (options.threads != 1 or options.gpu):
+        made.error("--cpu-time: counts the time of one thread, needs --threads 1 and a CPU")
+    options.clock = time.thread_time if options.cpu_time else time.perf_counter
     options.room = half_of_free(options.device)
     return options
 
