@@ -29,6 +29,7 @@ from benchmarks.member import Run, Values, parse, parser
 from benchmarks.steps import UnavailableError
 
 NETWORK, NETWORK_GRAPH = "network", "network-graph"
+LONG, LONGER = " long", 5  # the tiny loop also runs with so many times the steps
 QUICK_CASES = ("null", "policy UNet, DDIM", "digits")
 
 
@@ -41,16 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     refused = False
     for case in [case for case in CASES if case.name in options.cases]:
         torch._dynamo.reset()  # fixed shapes: each case is compiled afresh
+        made = job(case, options.device, options.steps)
+        longer = None if case is not CASES[0] else job(case, options.device, LONGER * len(made.times))
         with torch.inference_mode():
             try:
-                times, errors = run(job(case, options.device, options.steps), options, skipped)
+                times, errors = run(made, longer, options, skipped)
             except programs.DisagreementError as error:
                 refused, skipped[f"{case.name} {case.shape}"] = True, str(error)
                 print(f"refused: {error}", file=sys.stderr)
                 continue
-        report(out, job(case, options.device, options.steps), times, errors)
-        if case.null and case.shape == CASES[0].shape:
-            promise(out, times)
+        more = {} if longer is None else added(times, len(longer.times) - len(made.times))
+        report(out, made, times, errors, more)
+        if longer is not None:
+            promise(out, times, f"{len(made.times)} steps with their set-up")
+            promise(out, more, "a further step")
         out.save()
     for what, why in skipped.items():
         print(f"left out: {what}: {why}")
@@ -58,20 +63,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(refused)
 
 
-def run(job: Job, options: argparse.Namespace, skipped: dict[str, str]) -> tuple[dict[str, Times], dict[str, float]]:
+def run(
+    job: Job, longer: Job | None, options: argparse.Namespace, skipped: dict[str, str]
+) -> tuple[dict[str, Times], dict[str, float]]:
     """Times of whole runs and of the network alone, in seconds; error of each program in roundings.
+
+    ``longer``: the same with more steps, timed in the same rounds; its names end with ``LONG``.
 
     Raises:
         DisagreementError: before anything is timed.
     """
-    made = []
-    for name in options.programs:
-        try:
-            made.append(programs.build(name, job))
-        except UnavailableError as error:
-            skipped[f"{name}, {job.case.name}"] = str(error)
+    made = build(job, options.programs, skipped)
     errors = {program.name: programs.check(program, job) for program in made}
     runs: dict[str, Callable[[], Any]] = {program.name: program.run for program in made}
+    if longer is not None:
+        for program in build(longer, options.programs, skipped):
+            programs.check(program, longer)
+            runs[program.name + LONG] = program.run
     runs[NETWORK] = lambda: [job.net(job.x, told) for told in job.times]
     if options.device == "cuda":
         runs[NETWORK_GRAPH] = _captured(job)
@@ -79,6 +87,26 @@ def run(job: Job, options: argparse.Namespace, skipped: dict[str, str]) -> tuple
     # by the clock of the host on a GPU too: what a caller waits for
     clock = time.thread_time if options.cpu_time else time.perf_counter
     return measure(timed, "cpu", options.min_time, clock=clock), errors
+
+
+def build(job: Job, names: Sequence[str], skipped: dict[str, str]) -> list[programs.Program]:
+    made = []
+    for name in names:
+        try:
+            made.append(programs.build(name, job))
+        except UnavailableError as error:
+            skipped[f"{name}, {job.case.name}"] = str(error)
+    return made
+
+
+def added(times: dict[str, Times], steps: int) -> dict[str, Times]:
+    """Seconds of a further step: the longer run less the shorter one of the same round, over the steps between."""
+    found = {}
+    for name in [name for name in times if name + LONG in times]:
+        short, long = times[name], times.pop(name + LONG)
+        rounds, i, j = np.intersect1d(short.rounds, long.rounds, return_indices=True)
+        found[name] = Times((long.samples[j] - short.samples[i]) / steps, rounds)
+    return found
 
 
 def _finished(go: Callable[[], Any], device: str) -> Callable[[], None]:
@@ -115,8 +143,8 @@ def beyond(of: Times, floor: Times, calls: int) -> Values:
     return float(middle), float(low), float(high)
 
 
-def report(out: Run, job: Job, times: dict[str, Times], errors: dict[str, float]) -> None:
-    """Add the lines of a case and print them."""
+def report(out: Run, job: Job, times: dict[str, Times], errors: dict[str, float], more: dict[str, Times]) -> None:
+    """Add the lines of a case and print them; ``more``: times of a further step."""
     case, calls = job.case, len(job.times)
     config = {"shape": list(case.shape), "dtype": "float32", "solver": case.solver, "steps": calls}
     mode = "noise" if case.noisy else "deterministic"
@@ -130,6 +158,8 @@ def report(out: Run, job: Job, times: dict[str, Times], errors: dict[str, float]
             share = ratio(floor, of)
             if name not in (programs.OURS_NET, programs.STEP_NET):  # their network is another one
                 figures.append(("solver_share", "1", (1 - share[0], 1 - share[2], 1 - share[1])))
+            if name in more:
+                figures.append(("further_step", "us", _scaled(more[name].quantiles(), 1e6)))
             figures.append(("error", "roundings", (errors[name],) * 3))
             if name != programs.OURS and programs.OURS in times:
                 figures.append((f"time_over_{programs.OURS}", "x", ratio(of, times[programs.OURS])))
@@ -141,13 +171,13 @@ def _scaled(values: Values, by: float) -> Values:
     return values[0] * by, values[1] * by, values[2] * by
 
 
-def promise(out: Run, times: dict[str, Times]) -> None:
+def promise(out: Run, times: dict[str, Times], what: str) -> None:
     """The promised ratios of the tiny loop, against the fastest program of each kind."""
     for peers, wanted in ((programs.STOCK,), 12.0), (programs.COMPILED, 3.0):
         found = [name for name in peers if name in times and programs.OURS in times]
         best = min((ratio(times[name], times[programs.OURS]) for name in found), default=None)
         kind = "diffusers eager" if peers == (programs.STOCK,) else "its step under torch.compile (the fastest form)"
-        out.promise(f"tiny loop {'x'.join(map(str, CASES[0].shape))}, DPM++ 2M, over {kind}", wanted, best)
+        out.promise(f"tiny loop {'x'.join(map(str, CASES[0].shape))}, DPM++ 2M, {what}, over {kind}", wanted, best)
 
 
 def plot(records: Sequence[Record], path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import fastsample
 from benchmarks import loop, loop_cases, loop_programs, networks, schema
+from benchmarks.harness import Times
 from benchmarks.loop_programs import DisagreementError
 
 CASES = {(case.name, case.shape): case for case in loop_cases.CASES}
@@ -111,7 +113,8 @@ def test_a_tiny_run(tmp_path, capsys):
         for name in QUICK:
             assert {"time", "beyond_network", "solver_share", "error"} <= point.rows[name].keys()
             assert point.rows[name]["error"].y_value_50 <= 64 * 4
-    assert [item["wanted"] for item in found.facts["must_reach"]] == [">= 12x", ">= 3x"]
+        assert ("further_step" in point.rows["fastsample"]) == ("1x4x8x8" in point.label)
+    assert [item["wanted"] for item in found.facts["must_reach"]] == [">= 12x", ">= 3x"] * 2
     assert found.facts["must_reach"][1]["verdict"] == "not measured"
     assert "us per step" in capsys.readouterr().out
 
@@ -146,6 +149,14 @@ def test_mistakes_are_named(wrong, words, capsys):
     with pytest.raises(SystemExit):
         loop.main(wrong)
     assert words in capsys.readouterr().err
+
+
+def test_a_further_step():
+    """Run and set-up of 10 + 2 n seconds; a program of which a round is missing has the others."""
+    short, long = Times(np.array([50.0, 51.0, 50.0]), np.arange(3)), Times(np.array([211.0, 210.0]), np.array([1, 2]))
+    times = {"a": short, "a" + loop.LONG: long, "network": short}
+    assert loop.added(times, 80)["a"].samples.tolist() == [2.0, 2.0]
+    assert times.keys() == {"a", "network"}
 
 
 def test_networks():
