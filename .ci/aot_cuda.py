@@ -26,7 +26,7 @@ from benchmarks.sass import table
 CSRC = table.CSRC
 FLAGS = ["-std=c++17", "-O3", "-fmad=false"]
 REGISTERS, REGISTERS_DOUBLE = 64, 128
-WIDER = {"metropolis_held": 102, "metropolis_sums<float, Mixed<1> >": 80}
+WIDER = {"metropolis_held": 102, "metropolis_sums<float, Mixed<1> >": 80, ", 8> >, 4, 2, (Noise)": 80}
 
 
 def nvcc(*arguments: str) -> str:

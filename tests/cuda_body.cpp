@@ -34,10 +34,14 @@ struct OnHost {
 
 // Returns the elements a thread takes at once, negative on the general path.
 static int64_t update_body(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
-                           Tensors noise, int64_t processors, std::optional<Tensor> time, std::optional<Tensor> clock) {
+                           Tensors noise, int64_t processors, std::optional<Tensor> time, std::optional<Tensor> clock,
+                           int64_t threads, int64_t fill, int64_t turns) {
   Beside beside;
   const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise, time, clock, beside);
   if (a.batch == 0 || a.numel == 0) return 0;
+  const Variant wish = {static_cast<int32_t>(threads), static_cast<int32_t>(fill), static_cast<int32_t>(turns), false};
+  STD_TORCH_CHECK(threads == 0 || exists(wish), "there is no such variant");
+  forced_variant() = wish;
   const auto choice = choose<OnHost>(a);
   const int64_t staged = a.wide ? sizeof(Staged<double>) : sizeof(Staged<float>);
   const fs::gpu::Layout l = lay_out(a, (a.numel + choice.elements - 1) / choice.elements, staged,
@@ -51,6 +55,7 @@ static int64_t update_body(Tensors outs, Tensors terms, Tensor table, Tensor ste
 STABLE_TORCH_LIBRARY(fastsample_body, m) {
   m.def(
       "update_(Tensor(a!)[] outs, Tensor[] terms, Tensor table, Tensor step, Tensor? key, Tensor[] noise, "
-      "int processors, Tensor(b!)? time=None, Tensor(c!)? clock=None) -> int");
+      "int processors, Tensor(b!)? time=None, Tensor(c!)? clock=None, "
+      "int threads=0, int fill=0, int turns=0) -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(fastsample_body, CPU, m) { m.impl("update_", TORCH_BOX(&update_body)); }

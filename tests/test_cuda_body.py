@@ -81,9 +81,12 @@ def plain(shape, dtype, terms, outputs, key=True, seed=0, per_sample=False):
         (torch.float32, 2, 1, (700, 2), -4, 4),
         (torch.float32, 2, 1, (700, 12), 4, 4),
         (torch.bfloat16, 3, 1, (3, 4, 16, 16), 8, 8),
-        (torch.bfloat16, 3, 2, (3, 4, 16, 16), 4, 4),
+        (torch.bfloat16, 3, 2, (3, 4, 16, 16), 8, 8),
+        (torch.bfloat16, 3, 3, (3, 4, 16, 16), 4, 4),
+        (torch.bfloat16, 5, 2, (3, 4, 16, 16), 4, 4),
+        (torch.float16, 8, 3, (3, 4, 16, 16), 4, 4),
         (torch.float16, 3, 1, (5, 4096), 8, 8),
-        (torch.float16, 3, 1, (5, 4100), -4, -4),
+        (torch.float16, 3, 1, (5, 4100), 4, 4),
         (torch.float64, 5, 3, (2, 7, 3), -2, -2),
     ],
 )
@@ -105,13 +108,37 @@ def test_every_path(body, dtype, terms, outputs, shape, piece, folded, key, per_
                 assert torch.equal(a, b)
 
 
-def test_mixed_dtypes_take_the_vector_path(body):
-    outs, xs, *rest = plain((3, 64), torch.float32, 3, 2)
-    xs[1] = xs[1].bfloat16()
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("terms", [3, 6])
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float32])
+def test_mixed_dtypes_and_batch_strides_take_the_vector_path(body, given, terms, strided, other):
+    outs, xs, table, step, key, noise = plain((3, 64), torch.float32, terms, 2)
+    xs[1] = xs[1].to(other)
+    if strided:
+        xs[2] = torch.cat([xs[2], xs[2]], 1)[:, :64]
+    if given:
+        key, noise = None, [torch.randn(3, 64, dtype=torch.float32).to(other) for _ in range(2)]
     reference = [x.clone() for x in outs]
-    assert body(outs, xs, *rest, 4) == 4
-    ops.update_(reference, xs, *rest)
+    assert body(outs, xs, table, step, key, noise, 4) == 4
+    ops.update_(reference, xs, table, step, key, noise)
     assert all(torch.equal(a, b) for a, b in zip(outs, reference, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_given_noise_of_the_state_s_dtype(body, dtype, outputs, which):
+    """Either noise may be without weight: it is then not read."""
+    outs, xs, table, step, *_ = plain((5, 64), dtype, 3, outputs, key=False)
+    noises = [torch.randn(5, 64).to(dtype) for _ in range(2)]
+    for r in {0, 1} - set(which):
+        table[:, row.HI + 4 * r + 1 : row.HI + 4 * r + 4] = 0
+        noises[r].fill_(math.nan)
+    reference = [x.clone() for x in outs]
+    assert body(outs, xs, table, step, None, noises, 4) == (8 if dtype.itemsize == 2 and outputs < 3 else 4)
+    ops.update_(reference, xs, table, step, None, noises)
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(outs, reference, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(300, 2), (300, 8), (5, 1024), (5, 1026)])
@@ -186,3 +213,24 @@ def test_a_time_per_sample(body, shape):
     expected[1] = math.nan
     assert torch.equal(times.nan_to_num(-1), expected.nan_to_num(-1))
     assert clock.tolist() == [4, 0]
+
+
+VARIANTS = [(64, 2048, 8), (256, 2048, 8), (128, 2048, 1), (128, 1024, 0), (32, 32, 3)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", [(700, 2), (300, 8), (3, 4096), (2, 4098), (1, 40000)])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_no_variant_changes_bits(body, variant, shape, per_sample):
+    for dtype, outputs in ((torch.float32, 3), (torch.bfloat16, 1)):
+        arguments = plain(shape, dtype, 3, outputs, per_sample=per_sample)
+        reference = [x.clone() for x in arguments[0]]
+        ops.update_(reference, *arguments[1:])
+        body(*arguments, 3, None, None, *variant)
+        assert all(torch.equal(a, b) for a, b in zip(arguments[0], reference, strict=True))
+
+
+@pytest.mark.parametrize("variant", [(48, 2048, 8), (512, 2048, 8), (128, 64, 8), (128, 2048, -1)])
+def test_variants_that_do_not_exist(body, variant):
+    with pytest.raises(RuntimeError, match="no such variant"):
+        body(*plain((3, 64), torch.float32, 3, 1), 3, None, None, *variant)

@@ -135,10 +135,17 @@ def test_calls_return():
     assert trace.issued == 5
 
 
-def test_names_of_instances():
-    mangled = ("_ZN2fs3gpu41_GLOBAL__N__d5_9_update_cu_5113update_kernelIfNS0_3AllILNS_5DTypeE3ELi8EEELi4ELi1ELNS0_"
-               "5NoiseE1ELb1EEEvNS_10UpdateArgsENS0_6LayoutE")  # fmt: skip
-    assert instance(mangled) == "f-3All-3-8-4-1-1-1"
+@pytest.mark.parametrize(
+    ("storage", "name"),
+    [
+        ("5AlikeINS0_3AllILNS_5DTypeE3ELi8EEEEE", "5Alike-3All-3-8"),
+        ("5AlikeINS0_5MixedILi4EEEEE", "5Alike-5Mixed-x-4"),
+        ("5MixedILi1EE", "5Mixed-x-1"),
+    ],
+)
+def test_names_of_instances(storage, name):
+    mangled = f"_ZN2fs3gpu41_GLOBAL__N__d5_9_update_cu_5113update_kernelIfNS0_{storage}Li4ELi1ELNS0_5NoiseE1ELb1EEEvNS_"
+    assert instance(mangled) == f"f-{name}-4-1-1-1"
     assert instance(mangled.replace("update_kernel", "other_kernel")) is None
 
 

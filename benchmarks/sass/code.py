@@ -11,7 +11,8 @@ from pathlib import Path
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)([^;]*);")
 _NAME = re.compile(
-    r"update_kernelI([fd])NS\w*?_(3All|5Mixed)I(?:LNS_5DTypeE(\d)E)?Li(\d)EEELi(\d)ELi(\d)ELNS\w*?_5NoiseE(\d)ELb(\d)E"
+    r"update_kernelI([fd])NS\w*?_(?:(5Alike)INS\w*?_)?(3All|5Mixed)I(?:LNS\w*?_?5DTypeE(\d)E)?Li(\d)EE+"
+    r"Li(\d)ELi(\d)ELNS\w*?_5NoiseE(\d)ELb(\d)E"
 )
 
 
@@ -80,4 +81,7 @@ def kernels(path: Path, tool: str) -> dict[str, Kernel]:
 def instance(mangled: str) -> str | None:
     """The arguments of an instantiation of ``update_kernel``, as benchmarks/sass/points.cpp prints them."""
     match = _NAME.search(mangled)
-    return None if match is None else "-".join(group or "x" for group in match.groups())
+    if match is None:
+        return None
+    compute, alike, storage, *rest = match.groups()
+    return "-".join([compute, *([alike] if alike else []), storage, *(group or "x" for group in rest)])

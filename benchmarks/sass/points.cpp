@@ -26,6 +26,10 @@ template <DType kType, int kE>
 struct Storage<All<kType, kE>> {
   static std::string name() { return "3All-" + std::to_string(static_cast<int>(kType)) + "-" + std::to_string(kE); }
 };
+template <class T>
+struct Storage<Alike<T>> {
+  static std::string name() { return "5Alike-" + Storage<T>::name(); }
+};
 
 // An instantiation is its name here.
 struct Names {

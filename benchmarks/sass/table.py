@@ -101,7 +101,7 @@ def _row(code: dict[str, Kernel], two: str, three: str) -> Row:
 def _follow(kernel: Kernel, line: str) -> Trace | None:
     """What thread THREAD does with the parameters and the row of a line of points.cpp; None if values decide."""
     *_, parameters, shared = line.split()
-    constants = dict(enumerate(bytes.fromhex(parameters), PARAMETERS))
+    constants = dict(enumerate(bytes.fromhex(parameters) + bytes(256), PARAMETERS))  # what follows is not asked for
     memory = dict(enumerate(bytes.fromhex(shared), SHARED))
     try:
         return Machine(

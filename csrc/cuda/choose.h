@@ -11,20 +11,23 @@ struct Choice {
   int elements;  // of a piece
 };
 
-// Without or with keyed noise.
+// With noise made from keys; or given, or none.
 template <class Kernels, class T, int kK, int kO>
-typename Kernels::Kernel by_noise(const UpdateArgs& a) {
-  return a.key != nullptr ? Kernels::template of<float, T, kK, kO, kKeyed, true>()
-                          : Kernels::template of<float, T, kK, kO, kNone, true>();
+Choice<Kernels> by_noise(const UpdateArgs& a) {
+  return {a.key != nullptr ? Kernels::template of<float, T, kK, kO, kKeyed, true>()
+                           : Kernels::template of<float, T, kK, kO, kGiven, true>(),
+          T::kPiece};
 }
 
-// One dtype and at most 4 terms. 16-bit tensors move 16 bytes at once if there is one output; with more, the registers
-// only allow 8.
+// One dtype, all laid out alike. 16-bit tensors move 16 bytes at once as long as the registers last: `wide`, with at
+// most 4 terms and 2 outputs.
 template <class Kernels, DType kType>
-typename Kernels::Kernel uniform_kernel(const UpdateArgs& a) {
+Choice<Kernels> alike_kernel(const UpdateArgs& a, bool wide) {
   constexpr int kMost = kType == DType::kF32 ? 4 : 8;
-  return a.n_outs == 1 ? by_noise<Kernels, All<kType, kMost>, kAtOnce, 1>(a)
-                       : by_noise<Kernels, All<kType, 4>, kAtOnce, kOutputs>(a);
+  if (kType != DType::kF32 && !wide) return by_noise<Kernels, Alike<All<kType, 4>>, kTerms, kOutputs>(a);
+  if (a.n_terms <= kAtOnce && a.n_outs == 1) return by_noise<Kernels, Alike<All<kType, kMost>>, kAtOnce, 1>(a);
+  if constexpr (kMost == 8) return by_noise<Kernels, Alike<All<kType, kMost>>, kAtOnce, 2>(a);
+  return by_noise<Kernels, Alike<All<kType, 4>>, kTerms, kOutputs>(a);
 }
 
 template <class Visit>
@@ -37,25 +40,31 @@ void each_operand(const UpdateArgs& a, Visit visit) {
 
 template <class Kernels>
 Choice<Kernels> choose(const UpdateArgs& a) {
-  const DType type = a.outs[0].dtype;
-  const bool given = a.key == nullptr && a.n_noises > 0;
-  bool same = true, doubles = false;
-  each_operand(a, [&](const Operand& o) { same &= o.dtype == type, doubles |= o.dtype == DType::kF64; });
-  const bool mixed = !same || given || a.n_terms > kAtOnce;
-  const int chunk = a.wide ? Chunk<double>::kSize : Chunk<float>::kSize;
-  const int elements = !mixed && size_of(type) == 2 && a.n_outs == 1 ? 8 : chunk;
-  bool whole = a.unit && a.numel % elements == 0 && !doubles;
+  const Operand& first = a.outs[0];
+  const DType type = first.dtype;
+  bool same = true, alike = true, doubles = false;
   each_operand(a, [&](const Operand& o) {
-    whole &= reinterpret_cast<uintptr_t>(o.data) % (elements * size_of(o.dtype)) == 0 && o.batch_stride % elements == 0;
+    same &= o.dtype == type;
+    alike &= o.batch_stride == first.batch_stride || a.batch == 1;
+    doubles |= o.dtype == DType::kF64;
   });
-  if (!whole && a.wide) return {Kernels::template of<double, Mixed<1>, kTerms, kOutputs, kKeyed, false>(), chunk};
-  if (!whole) return {Kernels::template of<float, Mixed<1>, kTerms, kOutputs, kKeyed, false>(), chunk};
-  if (given) return {Kernels::template of<float, Mixed<4>, kTerms, kOutputs, kGiven, true>(), elements};
-  if (mixed && a.n_terms > kAtOnce) return {by_noise<Kernels, Mixed<4>, kTerms, kOutputs>(a), elements};
-  if (mixed) return {by_noise<Kernels, Mixed<4>, kAtOnce, kOutputs>(a), elements};
-  if (type == DType::kF32) return {uniform_kernel<Kernels, DType::kF32>(a), elements};
-  if (type == DType::kF16) return {uniform_kernel<Kernels, DType::kF16>(a), elements};
-  return {uniform_kernel<Kernels, DType::kBF16>(a), elements};
+  const auto in_pieces = [&](int elements) {
+    bool whole = a.unit && a.numel % elements == 0 && !doubles;
+    each_operand(a, [&](const Operand& o) {
+      whole &=
+          reinterpret_cast<uintptr_t>(o.data) % (elements * size_of(o.dtype)) == 0 && o.batch_stride % elements == 0;
+    });
+    return whole;
+  };
+  constexpr int kChunk = Chunk<float>::kSize;
+  if (a.wide) return {Kernels::template of<double, Mixed<1>, kTerms, kOutputs, kKeyed, false>(), Chunk<double>::kSize};
+  if (!in_pieces(kChunk)) return {Kernels::template of<float, Mixed<1>, kTerms, kOutputs, kKeyed, false>(), kChunk};
+  if (!alike) return by_noise<Kernels, Mixed<kChunk>, kTerms, kOutputs>(a);
+  if (!same) return by_noise<Kernels, Alike<Mixed<kChunk>>, kTerms, kOutputs>(a);
+  const bool wide = a.n_terms <= kAtOnce && a.n_outs <= 2 && in_pieces(2 * kChunk);
+  if (type == DType::kF32) return alike_kernel<Kernels, DType::kF32>(a, wide);
+  if (type == DType::kF16) return alike_kernel<Kernels, DType::kF16>(a, wide);
+  return alike_kernel<Kernels, DType::kBF16>(a, wide);
 }
 
 }  // namespace fs::gpu

@@ -28,6 +28,11 @@ struct Layout {
   int64_t blocks;
 };
 
+// The group of samples of a block. A grid has less than 2^31 blocks, so the short division does.
+FS_HD int64_t group_of(const Layout& l, int64_t block) {
+  return l.tiles == 1 ? block : static_cast<uint32_t>(block) / static_cast<uint32_t>(l.tiles);
+}
+
 inline Layout lay_out(const UpdateArgs& a, int64_t pieces, int64_t staged_bytes, int processors, const Variant& v) {
   const auto ceil_div = [](int64_t x, int64_t y) { return (x + y - 1) / y; };
   Layout l;

@@ -107,6 +107,20 @@ FS_HD S get(const Words& words, DType type, int at) {
   return S(from_half(static_cast<uint16_t>(at & 1 ? pair >> 16 : pair)));
 }
 
+// All kCount elements. The dtype is asked once, not for every element.
+template <class S, int kCount>
+FS_HD void unpack(const Words& words, DType type, S (&x)[kCount]) {
+  const auto all = [&](DType known) {
+    FS_UNROLL
+    for (int i = 0; i < kCount; ++i) x[i] = get<S, kCount>(words, known, i);
+  };
+  if (type == DType::kF32) return all(DType::kF32);
+  if (type == DType::kBF16) return all(DType::kBF16);
+  if constexpr (kTakesDouble<S, kCount>)
+    if (type == DType::kF64) return all(DType::kF64);
+  all(DType::kF16);
+}
+
 FS_HD uint32_t to_pair(DType type, float a, float b) {
 #if defined(__CUDA_ARCH__)
   uint32_t pair;

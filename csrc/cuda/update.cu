@@ -14,13 +14,29 @@ namespace fs {
 namespace gpu {
 namespace {
 
-// 1024 threads on a processor: at most 64 registers; 512 and 128 for float64, whose normals call log, cos and sin.
+// Threads that a processor must hold: 1024 leave them 64 registers, 768 leave 80 for 16 sums, 512 leave 128 for
+// float64, whose normals call log, cos and sin.
+template <class S, class T, int kO>
+constexpr int kThreads = sizeof(S) == 8         ? 512
+                         : T::kPiece * kO == 16 ? 768
+                                                : 1024;
+
+// Programmatic dependent launch: blocks may be resident while the kernel before still runs. Nothing is read or written
+// until it is through, and the kernel after this one may come as early.
+__device__ __forceinline__ void meet_neighbours() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 template <class S, class T, int kK, int kO, Noise kNoise, bool kVector>
-__global__ void __launch_bounds__(kMostThreads, (sizeof(S) == 8 ? 512 : 1024) / kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, kThreads<S, T, kO> / kMostThreads)
     update_kernel(const __grid_constant__ UpdateArgs args, const __grid_constant__ Layout layout,
                   const __grid_constant__ Beside beside) {
   extern __shared__ __align__(16) char shared[];
   Staged<S>* rows = reinterpret_cast<Staged<S>*>(shared);
+  if (layout.early) meet_neighbours();
   if (beside.time != nullptr) write_times(args, beside, blockIdx.x, gridDim.x, threadIdx.x, layout.threads);
   for (int i = threadIdx.x; i < layout.rows * kColumns; i += layout.threads)
     stage_entry(args, layout, rows, blockIdx.x, i);
@@ -73,13 +89,30 @@ void launch_update(const UpdateArgs& a, const Beside& beside, int device, CUstre
   for (int d = 1; d < a.ndim; ++d)
     if (a.size[d] >> 32) throw std::runtime_error("fastsample::update: 2^32 elements or more in an inner dimension");
   const auto choice = choose<OnDevice>(a);
+  const Variant& variant = variant_of(a);
   const int64_t staged_bytes = a.wide ? sizeof(Staged<double>) : sizeof(Staged<float>);
   const int64_t pieces = (a.numel + choice.elements - 1) / choice.elements;
-  const Layout layout = lay_out(a, pieces, staged_bytes, processors_of(device), variant_of(a));
+  const Layout layout = lay_out(a, pieces, staged_bytes, processors_of(device), variant);
   if (layout.blocks > 0x7fffffff) throw std::runtime_error("fastsample::update: too many samples for one launch");
-  choice.kernel<<<static_cast<unsigned>(layout.blocks), layout.threads, layout.rows * staged_bytes, stream>>>(a, layout,
-                                                                                                              beside);
-  check(cudaGetLastError(), "launch failed");
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = static_cast<unsigned>(layout.blocks), config.blockDim = layout.threads;
+  config.dynamicSmemBytes = layout.rows * staged_bytes, config.stream = stream;
+  config.attrs = &early, config.numAttrs = layout.early;
+  check(cudaLaunchKernelEx(&config, choice.kernel, a, layout, beside), "launch failed");
 }
 
 }  // namespace fs
+
+// For benchmarks.variants alone, through ctypes: this variant in the place of the chosen one in the whole process;
+// threads == 0 ends that. `early` needs sm_90. Returns 0 if there is no such variant.
+extern "C" __attribute__((visibility("default"))) int fastsample_force_variant(int threads, int fill, int turns,
+                                                                               int early) {
+  using namespace fs::gpu;
+  const Variant wish = {threads, fill, turns, early != 0};
+  if (threads != 0 && !exists(wish)) return 0;
+  forced_variant() = wish;
+  return 1;
+}

@@ -42,6 +42,7 @@ FS_HD void combine_terms(const Staged<S>& staged, uint32_t mask, Fetch fetch, X 
   }
   FS_UNROLL
   for (int j = 0; j < kK; ++j) {
+    if (j > 0 && j % kAtOnce == 0 && !(mask & 0xffu >> j << j)) break;
     if (j % kAtOnce == 0) fetch(j);
     if (!(mask >> j & 1)) continue;
     S lanes[kL];
@@ -75,11 +76,23 @@ template <int kElements>
 struct Mixed {
   static constexpr int kPiece = kElements;
   FS_HD static DType of(const Operand& o) { return o.dtype; }
+  template <class Args>
+  FS_HD static int64_t offset(const Args&, const Operand& o, int64_t sample, int64_t piece) {
+    return sample * o.batch_stride + piece * kElements;
+  }
 };
 template <DType kType, int kElements>
-struct All {
-  static constexpr int kPiece = kElements;
+struct All : Mixed<kElements> {
   FS_HD static DType of(const Operand&) { return kType; }
+};
+// T, where every tensor has the batch stride of the first output: then the offset of a piece is worked out once, and
+// not, in 64 bits, for every tensor.
+template <class T>
+struct Alike : T {
+  template <class Args>
+  FS_HD static int64_t offset(const Args& a, const Operand&, int64_t sample, int64_t piece) {
+    return T::offset(a, a.outs[0], sample, piece);
+  }
 };
 
 // Where a logical element of a sample lies in an operand.
@@ -122,7 +135,7 @@ struct FromTerms {
   FS_HD DType type(int j) const { return T::of(a.terms[j]); }
   template <class S, int kE>
   FS_HD void piece(int64_t sample, int64_t piece, int j, Words& to) const {
-    load<S, kE>(a.terms[j].data, type(j), sample * a.terms[j].batch_stride + piece * kE, to);
+    load<S, kE>(a.terms[j].data, type(j), T::offset(a, a.terms[j], sample, piece), to);
   }
   template <class S>
   FS_HD void element(int64_t sample, const Place& place, int, int j, Words& to) const {
@@ -132,59 +145,52 @@ struct FromTerms {
   FS_HD void took(int64_t, const At&, const Words (&)[kAtOnce]) const {}
 };
 
-// The vector path: unit strides, aligned, whole pieces. The loads of four terms are issued before the first is used.
+// The vector path: unit strides, aligned, whole pieces. The loads of four terms, and of a given noise, are issued
+// before the first is used. A piece of more than one chunk is taken as a whole, so that a weight is fetched and tested
+// once.
 template <class S, class T, int kK, int kO, Noise kNoise, class Args, class From>
 FS_HD void update_vector(const Args& a, const From& from, const Staged<S>& staged, uint32_t mask, int64_t sample,
                          int64_t piece) {
-  constexpr int kE = T::kPiece, kL = Chunk<S>::kSize, kG = kE / kL;
-  constexpr int kR = kNoise == kNone ? 0 : kNoises;
-  static_assert(kK == kAtOnce || kG == 1, "terms are fetched once, for all chunks of the piece");
+  constexpr int kE = T::kPiece, kC = Chunk<S>::kSize, kG = kE / kC;
   pin(sample);
-  Words terms[kAtOnce];
-  S acc[kG][kO][kL];
-  FS_UNROLL
-  for (int g = 0; g < kG; ++g) {
-    const auto fetch = [&](int first) {
-      if (g > 0) return;
-      FS_UNROLL
-      for (int j = 0; j < kAtOnce; ++j)
-        if (first + j < kK && (mask >> (first + j) & 1)) from.template piece<S, kE>(sample, piece, first + j, terms[j]);
-      if (first == 0) from.template took<S, kE>(sample, piece, terms);
-    };
-    const auto x = [&](int j, S(&lanes)[kL]) {
-      FS_UNROLL
-      for (int i = 0; i < kL; ++i) lanes[i] = get<S, kE>(terms[j % kAtOnce], from.type(j), g * kL + i);
-    };
-    combine_terms<S, kL, kK, kO>(staged, mask, fetch, x, acc[g]);
-  }
+  Words terms[kAtOnce], given;
+  const auto fetch_noise = [&](const Operand& o) {
+    load<S, kE>(o.data, T::of(o), T::offset(a, o, sample, piece), given);
+  };
+  if (kNoise == kGiven && mask & kNeedsNoise) fetch_noise(a.noise[0]);
+  const auto fetch = [&](int first) {
+    FS_UNROLL
+    for (int j = 0; j < kAtOnce; ++j)
+      if (first + j < kK && (mask >> (first + j) & 1)) from.template piece<S, kE>(sample, piece, first + j, terms[j]);
+    if (first == 0) from.template took<S, kE>(sample, piece, terms);
+  };
+  const auto x = [&](int j, S(&lanes)[kE]) { unpack<S, kE>(terms[j % kAtOnce], from.type(j), lanes); };
+  S acc[kO][kE];
+  combine_terms<S, kE, kK, kO>(staged, mask, fetch, x, acc);
   FS_ROLLED  // one copy of Philox; ends after the last noise that has a weight
-      for (int r = 0; kR > 0 && (mask >> (9 + r) & 3); ++r) {
+      for (int r = 0; kNoise != kNone && (mask >> (9 + r) & 3); ++r) {
     if (!(mask & kNeedsNoise << r)) continue;
-    Floats<kG> z[4];
-    Words words;
+    S xi[kE];
     if constexpr (kNoise == kKeyed) {
+      Floats<kG> z[4];
       const uint64_t seed = a.key[2 * sample], offset = a.key[2 * sample + 1];
       normals_in_a_row<kG>(seed, offset + staged.skip[r] + static_cast<uint64_t>(piece * kG), z);
-    }
-    if constexpr (kNoise == kGiven)
-      load<S, kE>(a.noise[r].data, T::of(a.noise[r]), sample * a.noise[r].batch_stride + piece * kE, words);
-    FS_UNROLL
-    for (int g = 0; g < kG; ++g) {
-      S xi[kL];
       FS_UNROLL
-      for (int i = 0; i < kL; ++i)
-        xi[i] = kNoise == kKeyed ? z[i].v[g] : get<S, kE>(words, T::of(a.noise[r]), g * kL + i);
-      add_noise<S, kL, kO>(staged, r, xi, acc[g]);
+      for (int i = 0; i < kE; ++i) xi[i] = z[i % kC].v[i / kC];
     }
+    if constexpr (kNoise == kGiven) {
+      if (r > 0) fetch_noise(a.noise[r]);
+      unpack<S, kE>(given, T::of(a.noise[r]), xi);
+    }
+    add_noise<S, kE, kO>(staged, r, xi, acc);
   }
   FS_UNROLL
   for (int k = 0; k < kO; ++k) {
     const Operand& out = a.outs[k];
     if (k >= a.n_outs) continue;
     Words words;
-    FS_UNROLL
-    for (int g = 0; g < kG; ++g) put<S, kL>(words, T::of(out), g * kL, acc[g][k]);
-    store<S, kE>(out.data, T::of(out), sample * out.batch_stride + piece * kE, words);
+    put<S, kE>(words, T::of(out), 0, acc[k]);
+    store<S, kE>(out.data, T::of(out), T::offset(a, out, sample, piece), words);
   }
 }
 
@@ -245,9 +251,9 @@ FS_HD void update_strided(const Args& a, const From& from, const Staged<S>& stag
 // One thread of a block after the rows are staged.
 template <class S, class T, int kK, int kO, Noise kNoise, bool kVector>
 FS_HD void update_thread(const UpdateArgs& a, const Layout& l, const Staged<S>* rows, int64_t block, int thread) {
-  const int64_t group = l.tiles == 1 ? block : block / l.tiles, tile = block - group * l.tiles;
+  const int64_t group = group_of(l, block), tile = block - group * l.tiles;
   const int width = l.pieces < l.threads ? static_cast<int>(l.pieces) : l.threads;  // threads of a sample
-  const int local = thread / width;
+  const int local = l.samples == 1 ? thread / l.threads : thread / width;
   const int64_t sample = group * l.samples + local;
   if (local >= l.samples || sample >= a.batch) return;
   const Staged<S>& staged = rows[l.rows == 1 ? 0 : local];
@@ -263,7 +269,7 @@ FS_HD void update_thread(const UpdateArgs& a, const Layout& l, const Staged<S>* 
 // Entry `index` of all that a block stages.
 template <class S>
 FS_HD void stage_entry(const UpdateArgs& a, const Layout& l, Staged<S>* rows, int64_t block, int index) {
-  const int64_t group = l.tiles == 1 ? block : block / l.tiles;
+  const int64_t group = group_of(l, block);
   const int row = index / kColumns;
   const int64_t sample = group * l.samples + row;
   if (sample < a.batch) stage(a, a.n_terms, kColumns, sample, index - row * kColumns, rows[row]);
