@@ -54,6 +54,7 @@ class Point:
     shape: tuple[int, ...] = LARGE
     layout: str = "dense"
     per_sample: bool = False
+    clock: bool = False  # writes the time and moves the clock too
 
     def name(self) -> str:
         extra = "".join(
@@ -62,6 +63,7 @@ class Point:
                 " small" if self.shape == SMALL else "",
                 f" {self.layout}" if self.layout != "dense" else "",
                 " steps" if self.per_sample else "",
+                " clock" if self.clock else "",
             ]
         )
         return f"sm_{self.cc:<3} {SHORT[self.dtype]} K={self.terms} noise={self.noise}{extra}"
@@ -88,8 +90,10 @@ def arguments(point: Point) -> tuple[dict[str, Any], backend.Launch]:
     key = torch.empty(point.shape[0], 2, dtype=torch.uint64, device="meta") if point.noise in ("key", "one") else None
     step = torch.empty(point.shape[:1] if point.per_sample else (), dtype=torch.int64, device="meta")
     table = torch.empty(4, 48, dtype=torch.float64, device="meta")
+    times = torch.empty(point.shape[0], device="meta") if point.clock else None
+    clock = torch.empty(2, dtype=torch.int64, device="meta") if point.clock else None
     launch = backend.describe(outs, terms, step, key, noise)
-    values = (tuple(outs), tuple(terms), tuple(noise), table, step, key, 4, *launch.static)
+    values = (tuple(outs), tuple(terms), tuple(noise), table, step, key, times, clock, 4, *launch.static)
     named = dict(zip(update_kernel.arg_names, values, strict=True))
     if point.noise == "one":
         named["R"] = 1
@@ -101,7 +105,8 @@ def source(named: dict[str, Any], kernel: Any = update_kernel) -> ASTSource:
     constexprs: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     # Not specialised (kernel.py).
-    plain = ("table", "nodes", "weights", "step", "key", "rows", "width", "work", "chain", "uniform", "blocks")
+    plain = ("table", "nodes", "weights", "step", "key", "time", "clock", "rows", "width", "work", "chain", "uniform",
+             "blocks")  # fmt: skip
 
     def describe(name: str, value: Any, path: tuple[int, ...]) -> Any:
         if isinstance(value, tuple):
@@ -139,7 +144,7 @@ def examine(point: Point) -> Report:
     if stack > (40 if point.dtype == torch.float64 and named["key"] is not None else 0) or local:
         faults.append(f"spills (stack {stack}, local {local})")
     if point.layout == "dense":
-        if compiled.metadata.shared:
+        if compiled.metadata.shared > (16 if point.clock else 0):  # the count of programs, told to all threads
             faults.append(f"{compiled.metadata.shared} bytes of shared memory")
         faults += accesses(point, code, named)
         # In PTX, since the assembler may make one branch of several equal predicates.
@@ -149,7 +154,9 @@ def examine(point: Point) -> Report:
         faults.append("no rounding conversion to bfloat16")
     per_thread = named["BLOCK"] // (32 * launch.warps)
     executed = float("nan")
-    if point.dtype != torch.float64:  # log, sin and cos of float64 come with branches of the library
+    if (
+        point.dtype != torch.float64 and not point.clock
+    ):  # log, sin and cos of float64 come with branches of the library
         executed = count(code, named["ROUNDS"], 1 if point.noise in ("key", "one") else 0) / (
             per_thread * named["ROUNDS"]
         )
@@ -295,6 +302,9 @@ def accesses(point: Point, code: list[Instruction], named: dict[str, Any]) -> li
     """Faults of loads and stores: those of tensors are 16 bytes wide."""
     loads = [i for i in code if i.op.startswith("LDG") and "CONSTANT" not in i.op]  # those are the library's tables
     stores = [i for i in code if i.op.startswith("STG")]
+    beside = [i for i in stores if ".128" not in i.op and ".256" not in i.op]  # time, clock, and its scratch
+    if point.clock and beside and len(beside) <= 3:
+        stores = [i for i in stores if i not in beside]
     vector = [i for i in loads if ".128" in i.op or ".256" in i.op]
     scalar = [i for i in loads if i not in vector and ".64" in i.op]  # row, step and key
     reads = named["K"] + len(named["noise"])
@@ -354,6 +364,7 @@ def points(quick: bool) -> list[Point]:
             Point(80, torch.float32, 2, "key"),
             Point(120, torch.float16, 8, "tensor", shape=SMALL),
             Point(100, torch.float64, 2, "key", per_sample=True),
+            Point(90, torch.bfloat16, 3, "key", clock=True),
         ]
     sweep = itertools.product(CAPABILITIES, SHORT, range(1, 9), ("none", "key", "tensor"))
     others = [
@@ -365,6 +376,8 @@ def points(quick: bool) -> list[Point]:
             Point(cc, dtype, 3, "key", outs=3, per_sample=True),
             Point(cc, dtype, 2, "key", layout="strided"),
             Point(cc, dtype, 0, "key"),
+            Point(cc, dtype, 3, "key", clock=True),
+            Point(cc, dtype, 3, "none", clock=True, per_sample=True),
         )
     ]
     return [Point(*p) for p in sweep] + others

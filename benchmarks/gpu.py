@@ -61,7 +61,8 @@ def stages(folder: Path = ROOT / "benchmarks" / "results") -> list[Stage]:
         Stage("build", [python, "-c", build], 200),
         Stage("tests", [python, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "tests/gpu"], 150),
     ]
-    found.append(Stage("triton", [python, "-m", "pytest", "-p", "no:cacheprovider", "tests/triton_cases.py"], 100))
+    cases = ["tests/triton_cases.py", "tests/triton_clock_cases.py"]
+    found.append(Stage("triton", [python, "-m", "pytest", "-p", "no:cacheprovider", *cases], 100))
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     missing = "" if Path(sanitizer).exists() else "compute-sanitizer is not on this machine"
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_triton_cases_in_the_interpreter():
-    """Runs tests/triton_cases.py with TRITON_INTERPRET=1, which must be set before Triton is imported."""
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/triton_cases.py"]
+    """Runs the files of cases with TRITON_INTERPRET=1, which must be set before Triton is imported."""
+    cases = ["tests/triton_cases.py", "tests/triton_clock_cases.py"]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *cases]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

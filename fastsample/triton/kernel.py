@@ -14,6 +14,7 @@ from .normal import normals, normals_pairs, normals_wide
 _COLUMNS = tl.constexpr(48)
 _LO = tl.constexpr(32)
 _HI = tl.constexpr(36)
+_TIME = tl.constexpr(40)
 _DRAW = tl.constexpr(44)
 
 
@@ -161,9 +162,35 @@ def store_outputs(outs, xs, d, xis, of_terms, of_d, of_noise, start, sample, i, 
         tl.store(where, rounded(out, outs[k].dtype.element_ty), mask=i < numel)
 
 
+@triton.jit
+def write_times(time, table, step, rows, samples, PER_SAMPLE: tl.constexpr):
+    """What the network of each sample is told after its row.  The programs share the samples, whatever their grid."""
+    WIDTH: tl.constexpr = 32
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    for first in range(program * WIDTH, samples, programs * WIDTH):
+        b = first + tl.arange(0, WIDTH)
+        if PER_SAMPLE:
+            at = tl.load(step + b, mask=b < samples, other=-1)
+        else:
+            at = tl.load(step) + tl.zeros((WIDTH,), tl.int64)
+        valid = (at >= 0) & (at < rows)
+        found = tl.load(table + tl.where(valid, at, 0) * _COLUMNS + _TIME, mask=valid, other=float("nan"))
+        tl.store(time + b, found.to(time.dtype.element_ty), mask=b < samples)
+
+
+@triton.jit
+def pass_step(clock):
+    """Count a program that has read its step; the last one moves the clock."""
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    if tl.atomic_add(clock + 1, 1) == programs - 1:
+        tl.store(clock + 1, 0)
+        tl.store(clock, tl.load(clock) + 1)
+
+
 @triton.jit(
     do_not_specialize=["rows"],
-    do_not_specialize_on_alignment=["table", "step", "key"],
+    do_not_specialize_on_alignment=["table", "step", "key", "time", "clock"],
 )
 def update_kernel(
     outs,  # tuple of N pointers; may be memory of terms
@@ -172,7 +199,10 @@ def update_kernel(
     table,  # (rows, 48) float64
     step,  # () or (batch,) int64
     key,  # (batch, 2) uint64, or None
+    time,  # (samples,) float32 or float64, or None
+    clock,  # (2,) int64, or None
     rows,
+    samples,  # before any are folded into one
     numel,  # elements of a sample
     chunks,  # counters that one draw of a sample takes
     sizes,  # NDIM sizes of a sample's collapsed dimensions, outermost first
@@ -200,6 +230,8 @@ def update_kernel(
     for j in tl.static_range(K):
         ends = ends + (tl.where(reads[j], numel, 0),)
     seed, starts = draws_of(row, key, sample, chunks, R)
+    if time is not None:
+        write_times(time, table, step, rows, samples, PER_SAMPLE)
     # The sum of a step out of range starts at NaN and stays there.
     start = tl.where(valid, 0.0, float("nan")).to(S)
 
@@ -222,3 +254,5 @@ def update_kernel(
         tl.debug_barrier()
         store_outputs(outs, xs, d, xis, of_terms, of_d, of_noise, start, sample, i, numel, sizes, out_strides, K, N, R,
                       NDIM)  # fmt: skip
+    if clock is not None:
+        pass_step(clock)  # every thread has read the step: the barrier above waits for loads that needed it

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.arguments import check
+from ..ops.clock import finish
 from ..ops.update import compute_dtype
 from .kernel import update_kernel
 from .launch import Launch, layout, on, remember, signature_of
@@ -36,26 +37,28 @@ def update_(
     step: Tensor,
     key: Tensor | None = None,
     noise: Sequence[Tensor] = (),
+    time: Tensor | None = None,
+    clock: Tensor | None = None,
 ) -> None:
     """Apply row ``step`` of ``table`` to ``terms`` and write ``outs``; arguments as in ``fastsample.ops.update_``.
 
     A step outside the table fills the outputs with NaN.
     """
     if not outs:
-        return
-    given = () if key is None else (key,)
+        raise ValueError("outs: got none, allowed are 1 to 3 tensors")
+    given = [x for x in (key, time, clock) if x is not None]
     alike = signature_of((*outs, *terms, *noise, step, *given), table)
-    signature = (len(outs), len(terms), key is None, outs[0].device, alike)
+    signature = (len(outs), len(terms), key is None, time is None, clock is None, outs[0].device, alike)
     launch = _launches.get(signature)
     if launch is None:
-        check(outs, terms, table, step, key, noise)
+        check(outs, terms, table, step, key, noise, time, clock)
         launch = remember(_launches, signature, describe(outs, terms, step, key, noise))
     if 0 in launch.grid:
-        return
+        return finish(table, step, time, clock)
     if table.shape[0] == 0:
         for out in outs:
             out.fill_(math.nan)
-        return
+        return finish(table, step, time, clock)
     batch = launch.grid[1]
     if batch > _MAX_BATCH:
         for start in range(0, batch, _MAX_BATCH):
@@ -67,12 +70,18 @@ def update_(
                 step[part] if step.dim() else step,
                 key[part] if key is not None else None,
                 [x[part] for x in noise],
+                time[part] if time is not None else None,
+                clock if start + _MAX_BATCH >= batch else None,
             )
-        return
+        return None
     if key is not None:
         key = key.contiguous()
     with on(outs[0].device):
-        launch(tuple(outs), tuple(terms), tuple(noise), table.contiguous(), step.contiguous(), key, table.shape[0])
+        launch(
+            *(tuple(outs), tuple(terms), tuple(noise), table.contiguous(), step.contiguous(), key, time, clock),
+            table.shape[0],
+        )
+    return None
 
 
 def describe(
@@ -91,7 +100,7 @@ def describe(
     return Launch(
         kernel=update_kernel,
         static=(
-            *(numel, -(-numel // lanes), sizes, strides[:n], strides[n : n + k], strides[n + k :]),
+            *(outs[0].shape[0], numel, -(-numel // lanes), sizes, strides[:n], strides[n : n + k], strides[n + k :]),
             *(k, n, 2 if keyed else len(noise), wide, keyed and not wide and outs[0].dtype in _HALVES, per_sample),
             *(len(sizes), tl.int32 if numel + rounds * block < 2**31 else tl.int64, block, rounds),
         ),

@@ -97,6 +97,67 @@ def test_a_captured_graph_replays_eager(shape, dtype, per_sample):
     assert torch.equal(state, eager)
 
 
+@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize("shape", [(4, 4, 32, 32), (1000, 2), (3, 1003), (1, 1 << 22)])
+@pytest.mark.parametrize("time_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_captured_graph_walks_through_the_table_by_itself(backend, shape, time_dtype, keyed):
+    """One launch in the graph, no other between replays: with step = clock[0] every replay is the next row."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+    x, y, table, _, key = loop_tensors(shape, torch.float32, False)
+    key = key if keyed else None
+    table[:, row.TIME] = torch.tensor([0.1, -2.5, 1e-9, 999.0], dtype=torch.float64)
+    eager, expected = x.clone(), []
+    for i in range(4):
+        ops.update_([eager], [eager, y], table, torch.tensor(i, device="cuda"), key)
+        expected.append(eager.clone())
+    state, clock = x.clone(), torch.zeros(2, dtype=torch.int64, device="cuda")
+    times = torch.zeros(shape[0], dtype=time_dtype, device="cuda")
+    with fastsample.use_backend(backend):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # warm up off the capture
+            ops.update_([state], [state, y], table, clock[0], key, time=times, clock=clock)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            ops.update_([state], [state, y], table, clock[0], key, time=times, clock=clock)
+    for _ in range(2):  # the same graph serves another run
+        clock.zero_()
+        state.copy_(x)
+        for i in range(4):
+            graph.replay()
+            assert torch.equal(state, expected[i])
+            assert torch.equal(times, table[i, row.TIME].to(time_dtype).expand(shape[0]))
+            assert clock.tolist() == [i + 1, 0]
+        clock.zero_()
+        state.copy_(x)
+        for _ in range(4):  # and with no host read in between
+            graph.replay()
+        assert torch.equal(state, expected[3])
+        assert clock.tolist() == [4, 0]
+    graph.replay()
+    assert state.isnan().all()
+    assert times.isnan().all()
+    assert clock.tolist() == [5, 0]
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_rows_per_sample_and_empty_states_move_the_clock(backend):
+    x, y, table, step, key = loop_tensors((300, 2), torch.float32, True)
+    table[:, row.TIME] = torch.tensor([0.1, -2.5, 1e-9, 999.0], dtype=torch.float64)
+    clock, times = torch.zeros(2, dtype=torch.int64, device="cuda"), torch.zeros(300, device="cuda")
+    with fastsample.use_backend(backend):
+        ops.update_([x], [x, y], table, step, key, time=times, clock=clock)
+        assert torch.equal(times, table[step, row.TIME].float())
+        for empty in (x[:0], x[:, :0]):
+            few = torch.full(empty.shape[:1], -1.0, device="cuda")
+            ops.update_([empty], [empty], table, clock[0], time=few, clock=clock)
+            assert torch.equal(few, table[clock[0] - 1, row.TIME].float().expand(len(few)))
+    assert clock.tolist() == [3, 0]
+
+
 @pytest.mark.parametrize("shape", [(300, 2), (5, 1024), (5, 1026)])
 @pytest.mark.parametrize("bad", [-1, 4])
 def test_a_step_out_of_range_gives_nan_in_that_sample_only(shape, bad):
