@@ -136,6 +136,20 @@ def test_a_recorded_run_is_seen_by_its_replays(tmp_path):
     assert seconds["replay"] + seconds["gaps"] == pytest.approx(seconds["runs"], rel=1e-6)
 
 
+def test_langevin_chains(tmp_path):
+    from fastsample import langevin
+
+    target, kept = langevin.Score(lambda x: -x), []
+
+    def job():
+        kept.append(langevin.sample(target, torch.zeros(3, 2), kernel="ula", steps=4, step_size=0.1, seed=0))
+
+    found = profiled(tmp_path, job)
+    assert found["counts"]["network"] == kept[0].report.calls == 4
+    assert found["unit"] == "update" and found["counts"]["update"] == 4
+    assert 0 < found["seconds"]["network"] < found["seconds"]["runs"]
+
+
 # --- what the counts can see
 
 

@@ -143,7 +143,12 @@ def test_k_diffusion(heard):
     from fastsample.integrations import k_diffusion
 
     k_diffusion.sample_heun(lambda x, sigma: 0.5 * x, torch.ones(2, 3), torch.tensor([2.0, 1.0, 0.0]), disable=True)
-    assert len(heard.of("network")) == len(heard.of("update")) == 3
+    call = [(2, "network"), (2, "update")]
+    step = (1, "step heun")
+    assert [r[:2] for r in heard.ranges] == [(0, "run heun 24 bytes"), step, *call, *call, step, *call]
+    heard.ranges.clear()
+    k_diffusion.sample_dpm_adaptive(lambda x, sigma: 0.5 * x, torch.ones(2, 3), 0.1, 2.0, disable=True)
+    assert len(heard.of("network")) > 3
 
 
 # --- diffusers

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 
 if TYPE_CHECKING:
-    from ..models.network import Predictor
     from ..run import Run
 
 DOMAIN = "fastsample"
@@ -227,21 +226,21 @@ class RunRanges:
             _pop(self._sinks)
         _pop(self._sinks)
 
-    def network(self, predict: Predictor) -> Predictor:
+    def network(self, predict: Function) -> Function:
         """``predict`` in its range; the first of a step also begins the step."""
 
-        def inside(*ask: Any) -> Any:
+        def inside(*ask: Any, **more: Any) -> Any:
             if not self._inside:
                 _push(self._sinks, f"step {self._title}", self._step)
                 self._inside = True
             _push(self._sinks, "network", self._call)
             self._call += 1
             try:
-                return predict(*ask)
+                return predict(*ask, **more)
             finally:
                 _pop(self._sinks)
 
-        return inside
+        return inside  # type: ignore[return-value]
 
     def told(self, call: int) -> None:
         """A hook, the last of a call: ends the step where the run does."""

@@ -27,12 +27,12 @@ def summarize(trace: Trace) -> dict[str, Any]:
     makes no runs.  ``device``:
     seconds of its work by the range that asked for it, and idle time inside runs; None without one.
 
-    Raises ``ValueError`` if the trace has no range of a run.
+    Raises ``ValueError`` if the trace has no range.
     """
     runs, steps = trace.of("run"), trace.of("step")
-    if not len(runs) and not len(trace.of("update")):
+    if not trace.ranges:
         raise ValueError("job: no run of fastsample was seen in it; give one that samples")
-    within = runs if len(runs) else _span(trace.of("update"))
+    within = runs if len(runs) else _span(trace.ranges)
     parts = {name: trace.of(name).inside(within) for name in PARTS}
     units = {"step": steps, "replay": parts["replay"], "update": parts["update"]}
     unit = next((name for name, spans in units.items() if len(spans)), "update")
@@ -55,11 +55,10 @@ def summarize(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _span(updates: Spans) -> Spans:
-    """From the first update of a thread to its last, where nothing says when a run begins."""
-    threads = {event.thread for event in updates.events}
-    own = [[e for e in updates.events if e.thread == thread] for thread in sorted(threads)]
-    return Spans([Event("run", part[0].begin, max(e.end for e in part), part[0].thread) for part in own])
+def _span(ranges: list[Event]) -> Spans:
+    """From the first range of a thread to its last, where nothing says when a run begins."""
+    own = [[e for e in ranges if e.thread == thread] for thread in {e.thread for e in ranges}]
+    return Spans([Event("run", min(e.begin for e in part), max(e.end for e in part), part[0].thread) for part in own])
 
 
 def _gaps(within: Spans, parts: dict[str, Spans]) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastsample.path import Path
 from fastsample.procedures import Setting, get
 from fastsample.procedures.adaptive import Adaptive
+from fastsample.profiling.ranges import ranged
 from fastsample.solvers.assemble import DEFAULTS
 from fastsample.solvers.singlestep import order_list
 
@@ -91,6 +92,7 @@ def sample_dpm_adaptive(
     attempts: Any = entry.make(setting, **{**entry.options, **given})
     info = {"steps": 0, "nfe": 0, "n_accept": 0, "n_reject": 0}
     asks: Any = attempts.asks()
+    model = ranged("network", model)
     told: Any = None
     first: Any = None
     extra = extra_args or {}

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastsample.brownian import BrownianTreeNoiseSampler
 from fastsample.path import Path
 from fastsample.plan import Plan, make_plan
-from fastsample.profiling.ranges import ranged
+from fastsample.profiling.ranges import RunRanges
 from fastsample.run import PlanRun
 from fastsample.solvers import registry
 
@@ -93,11 +93,14 @@ def run(
     if draws == "before" and not _noisy(plan.start("state")):
         noise(0)
     state = PlanRun(plan, x, start="state", noise=noise)
-    asks, model = state.asks(), ranged("network", model)
+    asks, ranges = state.asks(), RunRanges.of(state, solver)
+    model = model if ranges is None else ranges.network(model)
     told: Any = None
-    with _bar(plan.path.steps, disable) as advance:
+    with _bar(plan.path.steps, disable) as advance, ranges or contextlib.nullcontext():
         for call in range(plan.nfe):
             ask, t = asks.send(told)
+            if ranges is not None and call:
+                ranges.told(call - 1)
             told = model(ask, t.to(x.dtype), **extra_args)
             step = plan.step_of[call]
             if callback is not None and (call == 0 or plan.step_of[call - 1] != step):
@@ -110,6 +113,8 @@ def run(
                 advance()
         with contextlib.suppress(StopIteration):
             asks.send(told)
+        if ranges is not None:
+            ranges.told(plan.nfe - 1)
     return state.state
 
 
