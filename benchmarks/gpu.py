@@ -82,6 +82,7 @@ def stages(folder: Path = ROOT / "benchmarks" / "results") -> list[Stage]:
     job = ["sample", "--model", "digits", "--solver", "sde-dpmpp-2m", "--steps", "20", "-n", "64", "--no-progress"]
     traced = [python, "-m", "fastsample", "profile", "--out", "out/gpu/profile", "--", *job, "--out", "out/gpu/samples"]
     found.append(Stage("profile", traced, 60))
+    found.append(Stage("variants", [python, "-m", "benchmarks.variants", "--gpu", "--budget", "40"], 70))
     found.append(Stage("counters", [python, "-m", "benchmarks.counters", "--out", str(folder)], 60))
     return found
 
