@@ -12,7 +12,7 @@ from ..errors import CaptureError
 from .traps import trapped
 
 WARM_UPS = 3  # libraries choose their algorithms and take their workspaces in the first calls
-_one_at_a_time = threading.Lock()  # captures, in the whole process
+_one_at_a_time = threading.RLock()  # captures, in the whole process; a network may sample within one
 
 
 class CudaRecording:
