@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import noise as keyed
 from . import procedures, traced
+from .asked import Seed, conditions_of, keys_of, start_of, state_of
 from .choosing import check_fit, plan_for, procedure_for
 from .graph.request import Request
 from .graph.serve import check_mode, serve
 from .hooks import Bar, Recorder, caller
-from .models.network import Network, Predictor, as_network
+from .models.network import Predictor, as_network
 from .path import Path
 from .plan import Plan
 from .profiling.ranges import RunRanges, in_run
@@ -25,9 +25,6 @@ from .run import Noise, PlanRun, Run, StepInfo
 __all__ = ["StepInfo", "StopSampling", "Trajectory", "check_finite", "drive", "sample"]
 
 Callback = Callable[[StepInfo], Any]
-Seed = int | Sequence[int] | torch.Generator | Tensor
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class StopSampling(Exception):  # noqa: N818  (like StopIteration: no error)
@@ -120,8 +117,8 @@ def sample(
     """
     check_mode(graph)
     network = as_network(model, prediction=prediction if plan is None else None)
-    state = _state(x, network, dtype, device)
-    kind, first = _start(x, start)
+    state = state_of(x, network, dtype, device)
+    kind, first = start_of(x, start)
     begin: Any = None
     procedure = None if plan is not None else procedures.get(solver)
     tracing = torch.compiler.is_compiling()  # docs/compile.md
@@ -148,7 +145,7 @@ def sample(
     if denoised and plan is not None:
         plan = plan.with_denoised()
 
-    key = None if noise is not None else _keys(seed, sample_ids, len(state), state.device)
+    key = None if noise is not None else keys_of(seed, sample_ids, len(state), state.device)
     if plan is not None and tracing:
         return traced.run_in_graph(plan, network, state, key, cond, uncond, start=kind, grad=grad)
     with torch.set_grad_enabled(grad), ExitStack() as held:  # what is made here outlives the run: ordinary tensors
@@ -157,7 +154,7 @@ def sample(
         if begin is not None:
             run = begin(state, energy=network.energy_given(network.condition(cond, state)), **shared)
         guided = run.guided if plan is None else plan.guided
-        cond, uncond = _conditions(network, guided, cond, uncond, state)
+        cond, uncond = conditions_of(network, guided, cond, uncond, state)
         known, title = (None, str(solver)) if plan is None else (len(set(plan.step_of)), plan.solver)
         go: Any
         served = None
@@ -239,70 +236,3 @@ def check_finite(x: Tensor) -> None:
             "the samples are not finite: the network returned NaN or infinity; check its weights, its dtype, "
             "and that prediction and time are what it was trained with"
         )
-
-
-def _state(x: Any, network: Network, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
-    """The given state, or a tensor without memory to say shape, dtype and device."""
-    if dtype is not None and dtype not in _FLOATS:
-        raise TypeError(f"dtype: got {dtype}, allowed are float32, bfloat16, float16 and float64")
-    if isinstance(x, Tensor):
-        if not x.is_floating_point() and dtype is None:
-            raise TypeError(f"x: got {x.dtype}, need a floating tensor, or dtype=")
-        if x.ndim < 2:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, need (B, ...) with at least two dimensions")
-        return x.to(device=device, dtype=dtype)
-    if isinstance(x, int) and not isinstance(x, bool):
-        if network.shape is None:
-            raise ValueError(f"x: got {x}, but the model does not say its shape; give the whole shape (B, ...)")
-        x = (x, *network.shape)
-    try:
-        shape = tuple(int(n) for n in x)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"x: got {type(x).__name__}, need a shape (B, ...) or a tensor") from error
-    if len(shape) < 2 or min(shape) < 0:
-        raise ValueError(f"x: got shape {shape}, need (B, ...) with at least two dimensions")
-    return torch.empty((), dtype=dtype or torch.float32, device=device or network.device or "cpu").expand(shape)
-
-
-def _start(x: Any, start: int | float | None) -> tuple[str, int | float | None]:
-    """How the run begins, and the step or fraction that was asked for."""
-    if start is None:
-        return ("state" if isinstance(x, Tensor) else "noise"), None
-    if not isinstance(x, Tensor):
-        raise ValueError("start: got a shape for x; to begin at a step, x must be the data, a tensor")
-    if isinstance(start, bool) or not isinstance(start, (int, float)):
-        raise TypeError(f"start: got {type(start).__name__}, need a step (int) or a fraction of the steps (float)")
-    return "data", start
-
-
-def _keys(seed: Seed | None, sample_ids: Sequence[int] | Tensor | None, batch: int, device: torch.device) -> Tensor:
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.uint64 or seed.shape != (batch, 2) or sample_ids is not None:
-            more = "" if sample_ids is None else " and sample_ids"
-            raise ValueError(f"seed: got {tuple(seed.shape)} {seed.dtype}{more}, keys are ({batch}, 2) uint64, alone")
-        return seed.to(device)
-    ids: Any = batch if sample_ids is None else sample_ids
-    if sample_ids is not None and len(sample_ids) != batch:
-        raise ValueError(f"sample_ids: got {len(sample_ids)}, need {batch}, one per sample")
-    if seed is None:
-        seed = torch.default_generator
-    if isinstance(seed, torch.Generator):
-        return keyed.keys_from_generator(seed, ids, device)
-    return keyed.keys(seed, ids, device)
-
-
-def _conditions(network: Network, guided: bool, cond: Any, uncond: Any, state: Tensor) -> tuple[Any, Any]:
-    """The conditions of both branches, with those that are usual where none are given."""
-    for name, value in (("cond", cond), ("uncond", uncond)):
-        if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != len(state)):
-            raise ValueError(f"{name}: got shape {tuple(value.shape)}, need {len(state)} conditions, one per sample")
-    if not guided:
-        if uncond is not None:
-            raise ValueError("uncond: got it without guidance; give guidance= too")
-        return network.condition(cond, state), None
-    if cond is None:
-        if uncond is not None or network.null_class is not None:
-            raise ValueError("cond: got none under guidance; give one condition per sample")
-    elif uncond is None and network.null_class is not None and isinstance(cond, Tensor):
-        uncond = torch.full_like(cond, network.null_class)
-    return cond, uncond

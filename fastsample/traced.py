@@ -135,9 +135,9 @@ def run_in_graph(
 
 def predictor(network: Network, guided: bool, cond: Any, uncond: Any, x: Tensor) -> Predictor:
     """What a run of `sample` asks: of both branches under guidance."""
-    from .loop import _conditions
+    from .asked import conditions_of
 
-    cond, uncond = _conditions(network, guided, cond, uncond, x)
+    cond, uncond = conditions_of(network, guided, cond, uncond, x)
     return network.guided(cond, uncond) if guided and cond is not None else network.given(cond)
 
 
