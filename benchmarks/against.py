@@ -23,6 +23,7 @@ import numpy as np
 from . import schema, suite
 from .harness import Record
 
+LEAST = 1.01  # a smaller change is not worth a mark
 Say = Callable[[str], None]
 HEAD = ("member", "point", "program", "other", "this", "other/this", "20-80 %", "")
 
@@ -44,8 +45,8 @@ def changes(member: suite.Member, other: Sequence[Sequence[Record]], this: Seque
     """Compare runs, one list of records per round.
 
     The range pools the quotients of the quantiles (20, 50, 80 %) of both trees in each round.  A change is marked when
-    the range does not hold 1, all rounds agree on its side, and it is larger than most changes of the programs that are
-    not ours: these ran the same code twice, so what they show is the machine.
+    the range does not hold 1, all of at least two rounds agree on its side, and it is larger than 1 % and than most
+    changes of the programs that are not ours: these ran the same code twice, so what they show is the machine.
     """
     flat = [r for run in (*other, *this) for r in run]
     names = iter(schema.labels(flat, member.name))
@@ -64,7 +65,8 @@ def changes(member: suite.Member, other: Sequence[Sequence[Record]], this: Seque
             continue
         middle, low, high = _range(pair)
         sides = {math.copysign(1, math.log(r)) for r in _ratios(*pair) if r != 1}
-        sure = (low > 1 or high < 1) and len(sides) == 1 and abs(math.log(middle)) > noise
+        moved = abs(math.log(middle)) > max(noise, math.log(LEAST))
+        sure = len(other) > 1 and (low > 1 or high < 1) and len(sides) == 1 and moved
         mark = ("better" if middle > 1 else "WORSE") if sure else ""
         made.append(Change(member.name, point, name, _middle(pair[0]), _middle(pair[1]), (middle, low, high), mark))
     return made

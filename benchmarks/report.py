@@ -66,7 +66,8 @@ def figures(p: Point) -> Iterator[tuple[str, dict[str, Any], list[Figure]]]:
         if name in p.hosts:
             middle, low, high = p.hosts[name].quantiles()
             found.append(("host_time", "us", (1e6 * middle, 1e6 * low, 1e6 * high)))
-        found.append(("peak_memory", "B", (p.peaks[name],) * 3))
+        if name in p.peaks:
+            found.append(("peak_memory", "B", (p.peaks[name],) * 3))
         if p.ours and name not in (p.ours, *YARDSTICKS):
             found.append((f"time_over_{p.ours}", "1", ratio(times, p.times[p.ours])))
         yield name, config, found
