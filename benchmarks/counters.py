@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import shutil
 import subprocess
 import sys
@@ -90,14 +91,27 @@ def work() -> None:
 
 
 def read(text: str) -> list[dict[str, str]]:
-    """Rows of ncu's raw page, by column; its own messages and the row of units are left out.
+    """A row per launch, by metric: of ncu's raw page, or of a page with a line per metric.
 
-    Raises ``ValueError`` if there is no table.
+    Its own messages and the row of units are left out.  Raises ``ValueError`` if there is no table.
     """
     lines = [line for line in text.splitlines() if line.startswith('"')]
-    if len(lines) < 3:
+    if len(lines) < 3 or not lines[0].startswith('"ID"'):
         raise ValueError("file: has no table of ncu; it is written by ncu --csv --page raw")
-    return [row for row in csv.DictReader(io.StringIO("\n".join(lines))) if row["ID"]]
+    launches: dict[str, dict[str, str]] = {}
+    for row in csv.DictReader(io.StringIO("\n".join(lines))):
+        if row["ID"]:
+            more = {row["Metric Name"]: row["Metric Value"]} if "Metric Name" in row else row
+            launches.setdefault(row["ID"], {}).update(more)
+    return list(launches.values())
+
+
+def number(text: str) -> float:
+    """A value of ncu; not a number where it has none."""
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return math.nan
 
 
 def table(rows: Sequence[dict[str, str]]) -> list[str]:
@@ -112,10 +126,10 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
         f"{'occup %':>7} {'waves':>7} {'L1 %':>5} {'L2 %':>5}  first stall"
     ]
     for case, row in zip(CASES, rows[LAUNCHES - 1 :: LAUNCHES], strict=True):
-        value = {name: float(row[name].replace(",", "")) for name in METRICS}
+        value = {name: number(row.get(name, "n/a")) for name in METRICS}
         moved = (value[READ] + value[WRITTEN]) / case.bytes
         each = 32 * value[INSTRUCTIONS] / ELEMENTS  # counted per warp
-        stall = max(STALLS, key=lambda name: value[name])
+        stall = max(STALLS, key=lambda name: -1.0 if math.isnan(value[name]) else value[name])
         why = stall.removeprefix("smsp__average_warps_issue_stalled_").partition("_per_")[0]
         lines.append(
             f"{case!s:26} {value[TIME] / 1e3:8.1f} {moved:14.3f} {value[DRAM]:7.1f} {value[SM]:6.1f} {each:10.1f} "

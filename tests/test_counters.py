@@ -35,6 +35,17 @@ def test_the_table_takes_the_last_launch_of_each_case():
         assert cells[-2:] == ["lg_throttle", "5.2"]
 
 
+def test_a_line_per_metric_and_a_metric_that_is_missing():
+    rows = counters.read(raw_page())
+    names = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
+    long = [f'"{row["ID"]}","k","{name}","","{row[name]}"' for row in rows for name in counters.METRICS]
+    assert counters.table(counters.read("\n".join([names, *long]))) == counters.table(rows)
+    del rows[1][counters.OCCUPANCY]
+    rows[1][counters.STALLS[2]] = "n/a"
+    assert "nan" in counters.table(rows)[1]
+    assert "lg_throttle" not in counters.table(rows)[1]
+
+
 def test_refusals(tmp_path, capsys):
     with pytest.raises(ValueError, match="has no table of ncu"):
         counters.read("==PROF== nothing")

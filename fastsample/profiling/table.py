@@ -56,9 +56,9 @@ def _times(summary: dict[str, Any], seconds: dict[str, float]) -> Any:
         if name not in ("runs", "network", "update", "gaps") and not summary["counts"][name]:
             continue
         each = summary["each"].get("step" if name == "runs" else name)
-        share = seconds[name] / seconds["runs"] if seconds["runs"] else 0.0
-        label = "runs (a step)" if name == "runs" else name
-        table.add_row(label, f"{seconds[name]:.4f}", f"{share:.1%}", f"{each['median']:.1f}" if each else "")
+        share = f"{seconds[name] / seconds['runs']:.1%}" if seconds["runs"] and name != "capture" else ""
+        label = {"runs": "runs (a step)", "capture": "capture, before runs"}.get(name, name)
+        table.add_row(label, f"{seconds[name]:.4f}", share, f"{each['median']:.1f}" if each else "")
     return table
 
 
