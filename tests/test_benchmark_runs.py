@@ -183,6 +183,7 @@ def test_columns():
         (quality.main, ["--nfe", "0"], "need 1 or more"),
         (quality.main, ["--number", "1"], "need 2 or more"),
         (scaling.main, ["--parts", "sizes"], "got sizes, allowed are size, batch, steps, threads"),
+        (scaling.main, ["--threads", "2", "--cpu-time"], "counts the time of one thread"),
         (scaling.main, ["--largest", "40"], "allowed are 10 to 34"),
         (memory.main, ["--solvers", "dimm"], "got dimm, allowed are euler"),
     ],
