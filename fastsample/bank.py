@@ -9,7 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .plan import Plan
-    from .traced import Pattern
+    from .traced import RunPattern
 
 
 class Bank:
@@ -22,7 +22,7 @@ class Bank:
     packed tensors ``(B, 2 C, ...)``. ``asked[j]`` is what the network sees when slot j is asked: the whole of it.
     """
 
-    def __init__(self, plan: Plan | Pattern, like: Tensor, input_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, plan: Plan | RunPattern, like: Tensor, input_dtype: torch.dtype | None = None) -> None:
         self.names = tuple(slot.name for slot in plan.slots)
         self.tensors: list[Tensor] = []
         self.asked: dict[int, Tensor] = {}

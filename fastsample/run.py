@@ -28,7 +28,7 @@ from .repeats import Repeats
 
 if TYPE_CHECKING:
     from .plan import Call, Plan
-    from .traced import Pattern
+    from .traced import RunPattern
 
 Output = Tensor | tuple[Tensor, Tensor]
 Asks = Generator[tuple[Tensor, Tensor], Output, None]
@@ -268,7 +268,7 @@ class PlanRun:
         return (self._key, []) if self._noise is None else (None, self._noise.of_row(values, self._slots[0]))
 
 
-def _parts(plan: Plan | Pattern, x: Tensor, start: str) -> tuple[Tensor, ...]:
+def _parts(plan: Plan | RunPattern, x: Tensor, start: str) -> tuple[Tensor, ...]:
     """The terms of the start."""
     if plan.parts == 1:
         return (x,)

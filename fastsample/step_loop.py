@@ -12,7 +12,8 @@ from . import row
 from .given import Array, check_output
 from .models.network import Network
 from .plan import STARTS, Plan
-from .traced import Pattern, Planned, Tables, predictor
+from .plan_memory import times_of, unpadded
+from .traced import Planned, RunPattern, Tables, predictor
 
 __all__ = ["Step", "StepLoop"]
 
@@ -79,7 +80,7 @@ class StepLoop(Planned):
         self._take(plan, self.table.device)
 
     def _take(self, plan: Plan, device: torch.device | str) -> None:
-        pattern = Pattern.of(plan)
+        pattern = RunPattern.of(plan)
         if pattern.parts != 1 or pattern.facts is not None:
             what = "position and momentum" if pattern.parts != 1 else "thresholding or rescaled guidance"
             raise ValueError(f"plan: {plan.solver!r} has {what}, which a StepLoop does not do; use Loop or sample")
@@ -114,7 +115,7 @@ class StepLoop(Planned):
         slots = [torch.empty_like(x, dtype=fed if s.role == "input" else None) for s in pattern.slots]
         spare = [torch.empty_like(x) for _ in range(self.depth)]
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        times = self.times.to(wide)[:, None].expand(-1, len(x), *self.times.shape[1:]).contiguous()
+        times = unpadded(times_of(self.times.to(wide), len(x)), len(x), self.times.shape[1:])
         first, noise_key = self.steps[0], key if pattern.noisy else None
         starts = self.starts[STARTS.index(self.start)][None]
         torch.ops.fastsample.update_([slots[j] for j in pattern.outputs], [x], starts, first, key, [])

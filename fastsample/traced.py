@@ -21,10 +21,10 @@ from .plan import STARTS, Call, Plan, Slot, output_of
 from .reductions import Facts, Reductions
 from .run import _parts
 
-__all__ = ["Loop", "Pattern", "Tables", "run_traced"]
+__all__ = ["Loop", "RunPattern", "Tables", "run_traced"]
 
 
-class Pattern(NamedTuple):
+class RunPattern(NamedTuple):
     """What a graph is compiled for: plans of one pattern share it, whatever their numbers."""
 
     slots: tuple[Slot, ...]
@@ -39,7 +39,7 @@ class Pattern(NamedTuple):
     """Thresholding and rescaled guidance, which have numbers of their own; None: none."""
 
     @classmethod
-    def of(cls, plan: Plan) -> Pattern:
+    def of(cls, plan: Plan) -> RunPattern:
         """The pattern of a plan.  Reads no array, so that it can be traced."""
         # what a plan has cached takes a lock, which torch cannot trace
         guided = any(output_of(j, plan.parts)[0] for call in plan.calls for j in call.terms if j < 0)
@@ -68,7 +68,7 @@ class Tables(NamedTuple):
 
 
 def run_traced(
-    pattern: Pattern,
+    pattern: RunPattern,
     tables: Tables,
     predict: Predictor,
     x: Tensor,
@@ -128,7 +128,7 @@ def run_in_graph(
 ) -> Tensor:
     """What `sample` does of a plan while torch traces it."""
     with torch.set_grad_enabled(grad):
-        pattern, tables, fed = Pattern.of(plan), Tables.of(plan, x.device), network.dtype
+        pattern, tables, fed = RunPattern.of(plan), Tables.of(plan, x.device), network.dtype
         predict = predictor(network, pattern.guided, cond, uncond, x)
         return run_traced(pattern, tables, predict, x, key, start=start, grad=grad, input_dtype=fed)
 
@@ -195,7 +195,7 @@ class Planned(torch.nn.Module):
         check_fit(plan, model, self.network)
         if isinstance(self.network.fn, torch.nn.Module):
             self.net = self.network.fn  # its parameters are those of this module
-        self.pattern, self.start = Pattern.of(plan), start
+        self.pattern, self.start = RunPattern.of(plan), start
 
     def hold(self, tables: Tables) -> None:
         """Take these as the buffers."""
@@ -226,8 +226,8 @@ class Loop(Planned):
     """A whole run, ``sample(model, x, plan=plan)``, as a module that torch traces into one graph.
 
     ``torch.compile(Loop(model, plan), fullgraph=True)`` has one graph for every seed, grid, guidance weight and solver
-    of the same pattern (number of calls and memory, `Pattern`), also if each is a `Loop` of its own; `load` changes the
-    numbers of one.  ``torch.export`` takes it too.  The bits are those of `sample`, as far as the network has them.
+    of the same pattern (number of calls and memory, `RunPattern`), also if each is a `Loop` of its own; `load` changes
+    the numbers of one.  ``torch.export`` takes it too.  The bits are those of `sample`, as far as the network has them.
 
     Args:
         model: as in `sample`.
@@ -251,8 +251,8 @@ class Loop(Planned):
 
         Raises ``ValueError`` if its pattern differs, and says in what.
         """
-        other = Pattern.of(plan)
-        for name, mine, its in zip(Pattern._fields, self.pattern, other, strict=True):
+        other = RunPattern.of(plan)
+        for name, mine, its in zip(RunPattern._fields, self.pattern, other, strict=True):
             if mine != its:
                 raise ValueError(f"plan: its {name} are {its!r}, this loop was made for {mine!r}; make a new Loop")
         for held, new in zip(self.tables, Tables.of(plan, self.table.device), strict=True):

@@ -166,3 +166,21 @@ def test_keys_do_not_count_as_another_graph():
         xis = [torch.randn(2, 3, 4, 4) for _ in range(3)]
         sample(net, 2, steps=2, solver="ddpm", noise=xis)
         assert count.graphs == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_times_are_aligned(batch, dtype):
+    """A network that Inductor compiled copies an input that is not aligned to 16 bytes, at every call."""
+    places, times = [], []
+
+    def net(x, t):
+        places.append(t.data_ptr() % 16)
+        times.append(t.clone())
+        assert t.shape == (batch,) and t.is_contiguous()
+        return x * 0.5
+
+    plan = make_plan("dpmpp-2m", vp_path(5))
+    sample(net, torch.randn(batch, 3, dtype=dtype), plan=plan)
+    assert places == [0] * 5
+    assert torch.equal(torch.stack(times), torch.from_numpy(plan.t.copy()).to(dtype)[:, None].expand(5, batch))
