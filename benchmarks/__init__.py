@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m benchmarks.update``.  Method and how to read the results: benchmarks/README.md."""
+"""Benchmarks: ``python -m benchmarks``.  Method and how to read the results: benchmarks/README.md."""

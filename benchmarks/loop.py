@@ -155,6 +155,8 @@ def report(out: Run, job: Job, times: dict[str, Times], errors: dict[str, float]
         if name in errors:
             over = beyond(of, floor, calls)
             figures.append(("beyond_network", "us", _scaled(over, 1e6)))
+            if name == programs.GRAPH:
+                out.promise_on_gpu(f"{case.name}: captured step beyond the network", 4, " us", figures[-1][2], True)
             share = ratio(floor, of)
             if name not in (programs.OURS_NET, programs.STEP_NET):  # their network is another one
                 figures.append(("solver_share", "1", (1 - share[0], 1 - share[2], 1 - share[1])))

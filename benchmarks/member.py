@@ -98,12 +98,22 @@ class Run:
             self.records.append(Record(kernel or self.name, provider, mode, metric, unit, *axis, *values, *made))
 
     def promise(self, what: str, wanted: float, ratio: Values | None) -> None:
-        """A promised ratio ``>= wanted`` and what was measured (None: not in this run)."""
+        """A ratio ``>= wanted`` that is promised on a CPU, and what was measured (None: not in this run)."""
+        if self.device == "cpu":
+            self._promise(what, f">= {wanted:g}x", ratio, "x", ratio is not None and ratio[0] >= wanted)
+
+    def promise_on_gpu(self, what: str, wanted: float, unit: str, values: Values, at_most: bool = False) -> None:
+        """The same for a figure that is promised on a GPU."""
+        if self.device == "cuda":
+            good = values[0] <= wanted if at_most else values[0] >= wanted
+            self._promise(what, f"{'<=' if at_most else '>='} {wanted:g}{unit}", values, unit, good)
+
+    def _promise(self, what: str, wanted: str, values: Values | None, unit: str, good: bool) -> None:
         figure, verdict = "not measured in this run", "not measured"
-        if ratio is not None:
-            figure = f"{ratio[0]:.1f}x (20-80 %: {ratio[1]:.1f}-{ratio[2]:.1f})"
-            verdict = "reached" if ratio[0] >= wanted else "NOT reached"
-        self.promised.append({"what": what, "figure": figure, "wanted": f">= {wanted:g}x", "verdict": verdict})
+        if values is not None:
+            figure = f"{values[0]:.1f}{unit} (20-80 %: {values[1]:.1f}-{values[2]:.1f})"
+            verdict = "reached" if good else "NOT reached"
+        self.promised.append({"what": what, "figure": figure, "wanted": wanted, "verdict": verdict})
 
     def save(self) -> None:
         self.facts["seconds"] = round(self.seconds, 1)

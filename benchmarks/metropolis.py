@@ -34,7 +34,8 @@ JOBS = (
     Job("uld", 1024, 64),
     Job("uld", 4, 2**20),
 )
-GPU_JOBS = (*JOBS, Job("mala", 64, 10**6))  # the last takes two launches
+LARGE = Job("mala", 64, 10**6)  # takes two launches
+GPU_JOBS = (*JOBS, LARGE)
 plot = plots.ratios
 
 
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.add(program, job.step, config, lines)
         if job.wanted is not None:
             run.promise(f"{job.name}: eager PyTorch over ours", job.wanted, ratio(times[EAGER], times[OURS]))
+        if job == LARGE:
+            share = [100 * job.bytes / (8 * job.batch * job.numel) * r for r in ratio(times[COPY], times[OURS])]
+            run.promise_on_gpu(f"{job.name}: share of copy bandwidth", 80, " %", (share[0], share[1], share[2]))
         run.save()
     return run.end(plot)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import against, gpu, page, schema, suite
+from benchmarks import against, gpu, member, page, schema, suite
 from benchmarks.harness import Record, write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,13 +184,32 @@ def test_the_suite_fits_its_times():
     assert {s.name for s in gpu.stages()} >= {m.name for m in suite.MEMBERS} & gpu.MEMBERS.keys()
 
 
-@pytest.mark.parametrize("member", suite.MEMBERS, ids=lambda m: m.name)
-def test_every_member_takes_the_options(member, capsys):
+@pytest.mark.parametrize("entry", suite.MEMBERS, ids=lambda m: m.name)
+def test_every_member_takes_the_options(entry, capsys):
     with pytest.raises(SystemExit) as end:
-        importlib.import_module(f"benchmarks.{member.name}").main(["--help"])
+        importlib.import_module(f"benchmarks.{entry.name}").main(["--help"])
     assert end.value.code == 0
     printed = capsys.readouterr().out
     assert all(option in printed for option in ("--quick", "--gpu", "--threads", "--out FOLDER", "--note"))
+
+
+def test_promises_belong_to_their_device(tmp_path):
+    options = argparse.Namespace(threads=1, device="cpu", out=tmp_path, note="", quick=True, command=[])
+    run = member.Run("fake", options)
+    for device in ("cpu", "cuda"):
+        run.device = device
+        run.promise("a", 2.0, (3.0, 2.0, 4.0))
+        run.promise("b", 2.0, None)
+        run.promise_on_gpu("c", 4, " us", (3.0, 2.0, 9.0), at_most=True)
+        run.promise_on_gpu("d", 80, " %", (79.0, 70.0, 90.0))
+    verdicts = [("a", "reached"), ("b", "not measured"), ("c", "reached"), ("d", "NOT reached")]
+    assert [(item["what"], item["verdict"]) for item in run.promised] == verdicts
+    assert run.promised[2] == {
+        "what": "c",
+        "figure": "3.0 us (20-80 %: 2.0-9.0)",
+        "wanted": "<= 4 us",
+        "verdict": "reached",
+    }
 
 
 # command
