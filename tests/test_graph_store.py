@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import threading
@@ -103,6 +104,35 @@ def test_networks_are_told_apart():
     with fastsample.use_backend("reference"):
         assert run(one, 4) > 0
     assert run(one, 4) == 0
+
+
+def scaled(x, t, factor=1.0):
+    return torch.tanh(x * factor)
+
+
+def test_partial_functions_builtins_and_energies_are_told_apart():
+    for factor in (0.1, 0.2, 0.3):  # each gone before the next is made
+        assert run(functools.partial(scaled, factor=factor), 4) > 0
+    assert run(torch.add, 16) > 0  # both belong to one object of torch
+    assert run(torch.mul, 16) > 0
+    half = functools.partial(scaled, factor=0.5)
+    assert run(half, 4) > 0 and run(half, 4) == 0
+    mixture = fastsample.GaussianMixture(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), 0.5)
+    plain = mixture.network()
+
+    def flat(x, t):
+        return x.flatten(1).sum(1) * 0.0
+
+    other = Network(plain.fn, plain.prediction, plain.time, energy=flat, width=plain.width)
+    found = []
+    for network in (plain, other):
+        stats = {}
+        arguments = {"solver": "rtk-mala", "seed": 0, "stats": stats, "theta": 0.5}
+        eager = sample(network, (4, 16), **arguments)
+        assert torch.equal(eager, sample(network, (4, 16), **arguments, graph="on"))
+        assert stats["graph"]["captures"] == 1
+        found.append(eager)
+    assert not torch.equal(*found)
 
 
 def test_modes_of_modules_and_autocast_are_told_apart():

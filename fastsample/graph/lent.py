@@ -6,13 +6,13 @@ import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..models.ladder import Ladder
-from ..models.network import Network, Output, Predictor, _join
+from ..models.network import Network, Output, Predictor, _join, uncompiled
 
 
 class _Lent:
@@ -97,11 +97,9 @@ def predictor(network: Network, guided: bool, conds: Any) -> Predictor:
 
 def owner(model: Any) -> Any:
     """The object whose life ends that of its recordings."""
-    if isinstance(model, Network) and not isinstance(model, Ladder):
-        model = model.fn
-    while isinstance(model, functools.partial):
-        model = model.func
-    return getattr(model, "__self__", model)  # a bound method is made anew at every access
+    if type(model) is Network and model.energy is None:
+        model = model.fn  # a Network around the same callable is as good
+    return model.__self__ if isinstance(model, MethodType) else model  # a bound method is made anew at every access
 
 
 def weak(thing: Any, gone: Callable[[Any], Any]) -> Callable[[], Any]:
@@ -115,26 +113,23 @@ def weak(thing: Any, gone: Callable[[Any], Any]) -> Callable[[], Any]:
 def name_of(model: Any, network: Network) -> Hashable:
     """What tells two networks of one owner apart, and one network before and after its weights were moved."""
     fn = model.fn if isinstance(model, Network) else model
-    args: Hashable = None
-    if isinstance(fn, functools.partial):
-        args = (id(fn.func), tuple(map(id, fn.args)), tuple((k, id(v)) for k, v in fn.keywords.items()))
-    method = getattr(fn, "__func__", None)
+    method = id(fn.__func__) if isinstance(fn, MethodType) else None
     facts = (type(network), network.prediction, network.time, network.dtype, network.one_batch)
-    places = tuple(_places(module) for module in _modules(fn))
-    return (*facts, id(method) if method is not None else None, args, places)
+    return (*facts, method, tuple(_places(module) for module in _modules(fn)))
 
 
 def _modules(fn: Any) -> Iterator[nn.Module]:
     """The modules that a callable is made of, as far as can be seen: itself, its object, what it closes over."""
-    seen = [fn, getattr(fn, "__self__", None), getattr(fn, "func", None)]
-    for cell in getattr(fn, "__closure__", None) or ():
+    fn = uncompiled(fn)
+    inner = fn.func if isinstance(fn, functools.partial) else fn
+    seen = [fn, inner, getattr(inner, "__self__", None)]
+    for cell in getattr(inner, "__closure__", None) or ():
         try:
             seen.append(cell.cell_contents)
         except ValueError:  # not filled yet
             continue
-    for thing in seen:
-        if isinstance(thing, nn.Module):
-            yield thing
+    different = {id(thing): thing for thing in seen if isinstance(thing, nn.Module)}
+    yield from different.values()
 
 
 def _places(module: nn.Module) -> int:
