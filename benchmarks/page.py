@@ -81,7 +81,8 @@ def _section(member: Member, found: Results, link: str) -> Iterator[str]:
     for what, why in facts.get("skipped", {}).items():
         reasons.setdefault(" ".join(str(why).split()), []).append(what)
     for why, what in reasons.items():
-        yield f"- left out: {'; '.join(what)}: {why}"
+        more = f" and {len(what) - 4} more" if len(what) > 4 else ""
+        yield f"- left out: {'; '.join(what[:4])}{more}: {why}"
     if reasons:
         yield ""
     points = schema.points(found)

@@ -66,6 +66,10 @@ def load(folder: Path) -> list[Results]:
     """All results of a folder, by name.  Raises ``ValueError`` where a file breaks the schema."""
     found = []
     for path in sorted(folder.glob("*-*.csv")):
+        if "." in path.stem:  # such as quality-cpu.partial, from which an interrupted run goes on
+            continue
+        if not path.with_suffix(".json").exists():
+            raise ValueError(f"{path.name}: {path.stem}.json is not there")
         facts = json.loads(path.with_suffix(".json").read_text())
         missing = [name for name in FACTS if name not in facts]
         if missing:

@@ -82,6 +82,7 @@ def test_committed_results_are_in_the_schema():
     found = schema.load(RESULTS)
     assert {r.member for r in found} <= {m.name for m in suite.MEMBERS}
     assert all(r.records for r in found) and len(found) >= 5
+    assert {r.path.name for r in found} == {p.name for p in RESULTS.glob("*-*.csv") if "." not in p.stem}
     for r in found:  # no row hides another
         assert sum(len(rows) for p in schema.points(r) for rows in p.rows.values()) == len(r.records), r.path.name
 
@@ -102,6 +103,11 @@ def test_what_breaks_the_schema_is_named(tmp_path):
         schema.read_csv(path)
     write(tmp_path, [record("mine", 1.0)], [{"what": "w", "figure": "f", "wanted": "1", "verdict": "great"}], "x-cpu")
     with pytest.raises(ValueError, match="must_reach"):
+        schema.load(tmp_path)
+    (tmp_path / "x-cpu.csv").rename(tmp_path / "x-cpu.partial.csv")
+    assert schema.load(tmp_path) == []
+    write_csv(tmp_path / "y-cpu.csv", [])
+    with pytest.raises(ValueError, match="y-cpu.json is not there"):
         schema.load(tmp_path)
 
 
