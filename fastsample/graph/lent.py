@@ -84,9 +84,8 @@ def predictor(network: Network, guided: bool, conds: Any) -> Predictor:
             with torch.inference_mode(False):
                 buffers[kind] = tuple(torch.cat([one.detach(), one.detach()]) for one in (x, t))
         x2, t2 = buffers[kind]
-        for two, one in ((x2, x), (t2, t)):
-            two[:batch].copy_(one)
-            two[batch:].copy_(one)
+        torch.cat([x, x], out=x2)
+        torch.cat([t, t], out=t2)
         out = network(x2, t2, conds[0])
         if not isinstance(out, Tensor) or len(out) != len(x2):
             return out  # type: ignore[no-any-return]  # the check of outputs says what is wrong with it
