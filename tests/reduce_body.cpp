@@ -1,8 +1,8 @@
 // The CUDA kernels of threshold and rescale as ops on the host. Built by test_reduce_body.py.
 #include "cuda_host.h"
 // after it
+#include "cuda/choose_select.h"
 #include "cuda/rescale.cuh"
-#include "cuda/threshold.cuh"
 #include "torch_reduce.h"
 
 namespace {

@@ -1,7 +1,7 @@
 // fastsample::threshold_ on CUDA: the launches.
+#include "choose_select.h"
 #include "enqueue.h"
 #include "launch.h"
-#include "threshold.cuh"
 
 namespace fs {
 namespace {
