@@ -115,17 +115,18 @@ def points(results: Results) -> list[Point]:
 
 
 def labels(records: Sequence[Record], member: str) -> list[str]:
-    """What job each record belongs to, in words: the shape, and whatever is not the same for all records."""
+    """What job each record belongs to, in words: kernel, shape, and whatever is not the same for all records."""
     parts = [_parts(r, member) for r in records]
     names = list(dict.fromkeys(name for part in parts for name in part))
-    varying = [n for n in names if n == "shape" or len({str(part.get(n)) for part in parts}) > 1]
+    always = ("kernel", "shape")
+    varying = [n for n in names if n in always or len({str(part.get(n)) for part in parts}) > 1]
     return [", ".join(_text(n, part[n]) for n in varying if part.get(n) not in (None, "")) for part in parts]
 
 
 def _parts(r: Record, member: str) -> dict[str, Any]:
     config = json.loads(r.extra_benchmark_config_str)
     kernel = r.kernel_name.removeprefix("scheduler ").removeprefix(f"{member} ")
-    parts = {"kernel": kernel, "mode": r.kernel_operation_mode}
+    parts = {"kernel": "" if kernel == member else kernel, "mode": r.kernel_operation_mode}
     for name, value in config.items():
         said = isinstance(value, str) and value in parts.values()  # such as the solver that the kernel is named after
         if name not in SAME_JOB and isinstance(value, str | int | float) and not said:
