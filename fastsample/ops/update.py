@@ -229,7 +229,6 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     inside = (step >= 0) & (step < table.shape[0])  # a row that does not exist gave NaN, and passes no gradient on
     step = torch.where(inside, step, 0)
     c = _Row(table, step, terms[0].dim(), dtype)
-    noises = _noises(c, terms[0], key, noise, dtype)
     zero = torch.zeros(terms[0].shape, dtype=dtype, device=terms[0].device)
     inside = inside.reshape((-1,) + (1,) * (terms[0].dim() - 1))
     g = [zero if grad is None else torch.where(inside, grad.to(dtype), 0) for grad in grads]
@@ -250,6 +249,10 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     noise_grads = [
         sum((c[row.g(k, r)] * g[k] for k in range(outputs)), zero).to(noise[r].dtype) for r in range(len(noise))
     ]
+
+    if not ctx.needs_input_grad[1]:  # the table; as a rule it needs none, and no noise is made again
+        return term_grads, None, None, None, noise_grads, None, None if n_dtypes else []
+    noises = _noises(c, terms[0], key, noise, dtype)
 
     def total(product: Tensor) -> Tensor:
         return product.double().reshape(product.shape[0], -1).sum(1)  # (B,)
