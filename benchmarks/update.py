@@ -77,6 +77,9 @@ def run(
     for name in [*steps.YARDSTICKS, *options.programs]:
         if not steps.applies(name, job) or (name in options.small_only and job.numel > options.small_limit):
             continue
+        if name == "reference" and job.numel > options.reference_limit:
+            skipped[name] = f"more than {options.reference_limit} elements: readable, not fast"
+            continue
         try:
             programs[name] = steps.build(name, job, copies)
         except steps.UnavailableError as error:
@@ -117,6 +120,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # beyond the limit a quick run keeps what the promised figures need: ours and the yardsticks
     o.small_only = ["reference", *steps.PEERS] if o.quick and not chosen else []
     o.small_limit = 2**20
+    o.reference_limit = 2**16 if o.device == "cpu" and not chosen else sys.maxsize
     return o
 
 
