@@ -208,6 +208,29 @@ def test_threads_take_turns():
     assert wrong == []
 
 
+def test_threads_that_record_leave_the_compiler_on():
+    import torch._dynamo
+
+    ran = []
+
+    def counting(module, inputs):
+        ran.append(1)
+        return module.forward
+
+    def work(count):
+        for n in range(6):
+            sample(rowwise, (count, 3 + n), steps=3, seed=0, graph="on")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    compiled = torch.compile(lambda x: x + 1, backend=counting)
+    compiled(torch.zeros(2))
+    assert ran == [1]
+
+
 def test_a_store_follows_its_owners():
     class Thing:
         bytes = 10

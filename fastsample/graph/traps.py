@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ _INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index
 _METHODS: dict[Any, str] = {
     getattr(Tensor, name): name for name in ("item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int__")
 }
+_stance = threading.RLock()  # that of torch belongs to the process: threads that put back each other's would lose it
 _METHODS[Tensor.__index__] = "__index__"
 
 
@@ -112,5 +114,5 @@ def as_written() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with _stance, torch.compiler.set_stance("force_eager"):
         yield
