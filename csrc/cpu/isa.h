@@ -29,6 +29,12 @@ inline Isa chosen_isa() {
   return isa;
 }
 
-inline const char* isa_name(Isa isa) { return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "base"; }
+inline const char* isa_name(Isa isa) {
+#if defined(__aarch64__)
+  return "neon";  // of every such processor, so that base is built for it
+#else
+  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "base";
+#endif
+}
 
 }  // namespace fs
