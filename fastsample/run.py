@@ -248,7 +248,9 @@ class PlanRun:
             for j, value in zip(outputs, made, strict=True):
                 self._slots[j] = value
         else:
-            torch.ops.fastsample.update_([self._slots[j] for j in outputs], list(pair), table, step, key, noise)
+            with torch.inference_mode():  # past the look for gradients
+                outs = [self._slots[j] for j in outputs]
+                torch.ops.fastsample.update_.default(outs, list(pair), table, step, key, noise)
 
     def _prepare(self) -> list[tuple[Any, ...]]:
         """Per call: what is asked, and the arguments of the update with places for the network's outputs."""

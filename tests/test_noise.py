@@ -164,3 +164,14 @@ def test_keys_per_sample_seeds_and_generator():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, 2**63, 2**64 - 1, 0x123456789ABCDEF0])
+def test_keys_of_few_samples_are_those_of_many(seed):
+    many = noise.keys(seed, 64)
+    for count in range(10):
+        assert torch.equal(noise.keys(seed, count), many[:count])
+        assert noise.keys(seed, count).shape == (count, 2)
+    for bad in (-1, 2**64):
+        with pytest.raises(ValueError, match="seed"):
+            noise.keys(bad, 2)

@@ -186,6 +186,8 @@ def as_network(
     Raises:
         TypeError, ValueError: as `Network`.
     """
+    if isinstance(model, Network) and prediction is None and time is None and input_scaling is None:
+        return model
     plain = uncompiled(model)
     if plain is not model and isinstance(plain, Network):
         compiled, model = model, copy.copy(plain)
