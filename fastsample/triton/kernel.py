@@ -232,6 +232,9 @@ def update_kernel(
     seed, starts = draws_of(row, key, sample, chunks, R)
     if time is not None:
         write_times(time, table, step, rows, samples, PER_SAMPLE)
+    if clock is not None:  # here rather than at the end, where its address would have to be kept
+        tl.debug_barrier()  # every thread has read the step
+        pass_step(clock)
     # The sum of a step out of range starts at NaN and stays there.
     start = tl.where(valid, 0.0, float("nan")).to(S)
 
@@ -254,5 +257,3 @@ def update_kernel(
         tl.debug_barrier()
         store_outputs(outs, xs, d, xis, of_terms, of_d, of_noise, start, sample, i, numel, sizes, out_strides, K, N, R,
                       NDIM)  # fmt: skip
-    if clock is not None:
-        pass_step(clock)  # every thread has read the step: the barrier above waits for loads that needed it
