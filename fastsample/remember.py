@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 KEPT = 64  # plans; one of 1000 steps is about half a megabyte
 _plans: OrderedDict[Hashable, Plan] = OrderedDict()
 _lock = threading.Lock()
+_PLAIN = frozenset((bool, int, str, type(None)))
 
 
 class NotAValue(Exception):  # noqa: N818  (control flow, never seen by a caller)
@@ -32,12 +33,18 @@ def fingerprint(value: Any) -> Hashable:
     Raises `NotAValue` where equality by value cannot be told.
     """
     kind = type(value)
-    if value is None or kind in (bool, int, float, str):
-        return kind, repr(value) if kind is float else value  # by repr: a NaN is itself, -0.0 is not 0.0
+    if kind in _PLAIN:
+        return kind, value
+    if kind is float:
+        return kind, repr(value)  # a NaN is itself, -0.0 is not 0.0
     if kind in (tuple, list):
         return kind, *map(fingerprint, value)
-    if kind is dict:
-        return kind, *((fingerprint(k), fingerprint(v)) for k, v in value.items())
+    if kind is dict:  # most are options: words and plain values
+        pairs = [
+            (k, type(v), v) if type(k) is str and type(v) in _PLAIN else (fingerprint(k), fingerprint(v))
+            for k, v in value.items()
+        ]
+        return kind, *pairs
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
         return kind, value.dtype.str, value.shape, value.tobytes()
     ours = kind.__module__.partition(".")[0] == __package__ and not callable(value)

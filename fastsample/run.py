@@ -254,13 +254,19 @@ class PlanRun:
 
     def _prepare(self) -> list[tuple[Any, ...]]:
         """Per call: what is asked, and the arguments of the update with places for the network's outputs."""
-        slots, steps, late = self._slots, self._device.steps, self._noise is not None and self._noise.late
+        slots, steps, given = self._slots, self._device.steps, self._noise
+        kinds: dict[int, tuple[Any, ...]] = {}  # calls of a pattern share their lists
         prepared = []
-        for i, (call, places, keep, noisy) in enumerate(self.plan.patterns):
-            terms = [slots[j] if j >= 0 else None for j in call.terms]
-            outs = [slots[j] for j in call.outputs]
-            key, noise = (None, []) if late or not noisy else self.noises(self.plan.table[i])
-            prepared.append(((self._asked[call.ask], self._t[i]), outs, terms, steps[i], key, noise, places, keep))
+        for i, alike in enumerate(self.plan.alike):
+            if alike not in kinds or given is not None:
+                call, places, keep, noisy = self.plan.patterns[i]
+                terms = [slots[j] if j >= 0 else None for j in call.terms]
+                outs = [slots[j] for j in call.outputs]
+                needs = noisy and not (given is not None and given.late)
+                key, noise = self.noises(self.plan.table[i]) if needs else (None, [])
+                kinds[alike] = self._asked[call.ask], outs, terms, key, noise, places, keep
+            x, outs, terms, key, noise, places, keep = kinds[alike]
+            prepared.append(((x, self._t[i]), outs, terms, steps[i], key, noise, places, keep))
         return prepared
 
     def noises(self, values: Array) -> tuple[Tensor | None, list[Tensor]]:
