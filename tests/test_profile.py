@@ -83,10 +83,10 @@ def test_mixture_with_two_calls_per_step(tmp_path):
 
 
 def test_script(tmp_path, monkeypatch, capsys):
-    (tmp_path / "neighbour.py").write_text("STEPS = 2\n")
+    (tmp_path / "beside_profiled.py").write_text("STEPS = 2\n")
     script = tmp_path / "job.py"
     script.write_text(
-        "import sys\nfrom neighbour import STEPS\nimport fastsample\n"
+        "import sys\nfrom beside_profiled import STEPS\nimport fastsample\n"
         "assert __name__ == '__main__' and sys.argv == [__file__, '--seed', '3'], sys.argv\n"
         "fastsample.sample(lambda x, t: 0.1 * x, (2, 3), solver='ddim', steps=STEPS, seed=int(sys.argv[2]))\n"
     )
