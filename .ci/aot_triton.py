@@ -234,6 +234,8 @@ def main() -> int:
     begin = time.perf_counter()
     wanted = [p for p in points(options.quick) if cell(p) or not options.table]
     with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
+        checks = () if options.table else aot_triton_others.CHECKS
+        pending = [pool.submit(check, options.quick) for check in checks]  # the longest first
         reports = list(pool.map(examine, wanted, chunksize=1 if options.quick else 8))
     if options.table:
         with TABLE.open("w", newline="") as file:
@@ -252,7 +254,7 @@ def main() -> int:
             r.faults.append(fault)
         figure = "" if r.executed != r.executed else f"{r.executed:.1f}"
         print(f"{r.point.name():<46} {r.registers:>9}  {figure:>20}  {'; '.join(r.faults)}")
-    others = [] if options.table else aot_triton_others.faults(options.quick)
+    others = [fault for check in pending for fault in check.result()]
     for fault in others:
         print(fault)
     bad = sum(bool(r.faults) for r in reports) + len(others)

@@ -109,6 +109,4 @@ def metropolis_faults(quick: bool) -> list[str]:
     return faults
 
 
-def faults(quick: bool) -> list[str]:
-    """Of all of them; prints their registers."""
-    return brownian_faults(quick) + reduce_faults(quick) + metropolis_faults(quick)
+CHECKS = (metropolis_faults, brownian_faults, reduce_faults)
