@@ -54,7 +54,8 @@ def keys(
         return torch.tensor(made, dtype=torch.uint64, device=device).reshape(-1, 2)
     ids = _sample_ids(sample_ids)
     if isinstance(seed, (int, np.integer)):
-        roots = torch.tensor([[_signed(_check_seed(int(seed))), 0]], dtype=torch.int64, device=ids.device)
+        root = _check_seed(seed if isinstance(seed, int) else int(seed))
+        roots = torch.tensor([[_signed(root), 0]], dtype=torch.int64, device=ids.device)
         folded = fold_in(roots.view(torch.uint64).expand(len(ids), 2), ids)
     else:
         seeds = [_check_seed(int(s)) if isinstance(s, np.integer) else _check_seed(s) for s in seed]

@@ -45,7 +45,7 @@ def fingerprint(value: Any) -> Hashable:
             for k, v in value.items()
         ]
         return kind, *pairs
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
+    if (kind is np.ndarray or isinstance(value, np.generic)) and value.dtype.kind in "biuf":
         return kind, value.dtype.str, value.shape, value.tobytes()
     ours = kind.__module__.partition(".")[0] == __package__ and not callable(value)
     if ours and dataclasses.is_dataclass(value):  # not what it has computed of itself

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .ops import bound
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .plan_memory import Pattern
 
+_inference = torch.is_inference_mode_enabled
 LARGE = 1 << 18  # elements of the state: a few microseconds per step are nothing beyond
 FEW = 3  # calls of a pattern that are not worth binding
 
@@ -44,31 +46,45 @@ class Repeats:
         self, call: int, outs: list[Tensor], terms: list[Any], table: Tensor, step: Tensor, key: Tensor | None
     ) -> bool:
         """Whether the update of this call is done."""
+        if not _inference():  # whoever may want gradients needs the op, which refuses them and counts versions
+            return False
         alike = self._alike[call]
         try:
             kind = self._kinds[alike]
         except KeyError:  # its first turn
-            made = bound.bind(outs, terms, table, step, key) if self._alike.count(alike) > FEW else None
-            kind = None if made is None else _Kind(made, len(outs), self._patterns[call], terms)
-            self._kinds[alike] = kind
+            pattern = self._patterns[call]
+            made = None
+            if self._alike.count(alike) > FEW and all(map(_usual, (terms[n] for n, *_ in pattern.places))):
+                made = bound.bind(outs, terms, table, step, key)
+            kind = self._kinds[alike] = None if made is None else _Kind(made, outs, pattern, terms)
         return kind is not None and kind(self._steps + 8 * call, terms)
+
+
+def _usual(x: Any) -> bool:
+    """Whether the address of a tensor says where its elements are, in order."""
+    return type(x) is Tensor and x.is_cpu and x.is_contiguous() and not x.is_neg()
 
 
 class _Kind:
     """The bound call of a pattern: where the network's outputs go, and what they must be."""
 
-    __slots__ = ("_addresses", "_bound", "_shape", "_watched")
+    __slots__ = ("_addresses", "_bound", "_kept", "_shape", "_watched")
 
-    def __init__(self, call: bound.Bound, outs: int, pattern: Pattern, terms: list[Tensor]) -> None:
+    def __init__(self, call: bound.Bound, outs: list[Tensor], pattern: Pattern, terms: list[Tensor]) -> None:
         self._bound, self._addresses, self._shape = call, call.addresses, terms[0].shape
-        self._watched = tuple((n, 2 + outs + n, terms[n].dtype) for n, *_ in pattern.places)
+        told = [n for n, *_ in pattern.places]
+        self._watched = tuple((n, 2 + len(outs) + n, terms[n].dtype) for n in told)
+        slots = (*outs, *(x for n, x in enumerate(terms) if n not in told))
+        self._kept = tuple((x, x.data_ptr()) for x in slots)
 
     def __call__(self, step: int, terms: list[Tensor]) -> bool:
         addresses, shape = self._addresses, self._shape
+        for x, address in self._kept:
+            if x.data_ptr() != address:  # a callback gave the live state other memory
+                return False
         for n, place, dtype in self._watched:
             x = terms[n]
-            usual = type(x) is Tensor and x.is_cpu and x.dtype is dtype and x.shape == shape and x.is_contiguous()
-            if not usual:
+            if not (_usual(x) and x.dtype is dtype and x.shape == shape):
                 return False
             addresses[place] = x.data_ptr()
         addresses[0] = step

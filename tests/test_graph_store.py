@@ -252,3 +252,42 @@ def test_a_store_follows_its_owners():
     assert store.bytes() == 10
     store.clear()
     assert store.bytes() == 0
+
+
+def test_a_tensor_that_a_function_closes_over():
+    def make():
+        scale = torch.full((), 0.5)
+
+        def net(x, t):
+            return x * scale
+
+        def change(value):
+            nonlocal scale
+            scale = torch.full((), value)
+
+        return net, change
+
+    net, change = make()
+    options = {"solver": "ddim", "steps": 4, "seed": 1}
+    for value in (0.5, 0.9, 0.5):
+        change(value)
+        got = fastsample.sample(net, (2, 3), graph="on", **options)
+        assert torch.equal(got, fastsample.sample(net, (2, 3), **options))
+
+
+def test_arrays_as_conditions_count_by_value():
+    import numpy as np
+
+    cond = {"scale": np.array([0.5, 0.25])}
+
+    def net(x, t, c):
+        return x * torch.from_numpy(c["scale"]).float()[:, None]
+
+    options = {"solver": "ddim", "steps": 4, "seed": 1, "cond": cond}
+    for value in (0.5, 0.9):
+        cond["scale"][0] = value
+        got = fastsample.sample(net, (2, 3), graph="on", **options)
+        assert torch.equal(got, fastsample.sample(net, (2, 3), **options))
+    options["cond"] = {"scale": cond["scale"], "other": bytearray(3)}
+    with pytest.raises(fastsample.CaptureError, match="cond: its value of a bytearray"):
+        fastsample.sample(net, (2, 3), graph="on", **options)

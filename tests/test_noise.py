@@ -175,3 +175,9 @@ def test_keys_of_few_samples_are_those_of_many(seed):
     for bad in (-1, 2**64):
         with pytest.raises(ValueError, match="seed"):
             noise.keys(bad, 2)
+
+
+@pytest.mark.parametrize("count", [2, 20])
+def test_a_bool_is_no_seed(count):
+    with pytest.raises(ValueError, match="seed: got True"):
+        noise.keys(True, count)

@@ -137,3 +137,15 @@ def test_a_network_that_writes_its_time_harms_no_later_run(made):
 
     assert torch.equal(draw(Network(spoil)), draw(Network(spoil)))
     assert len(made) == 1
+
+
+def test_masked_arrays_are_not_values():
+    with pytest.raises(remember.NotAValue):
+        remember.fingerprint(np.ma.masked_array([1.0, 2.0], [False, True]))
+
+
+def test_times_of_one_batch_size_are_kept(made):
+    for batch in (2, 3, 4):
+        fastsample.sample(network(), (batch, 3), steps=4, seed=1)
+    plan = choosing.plan_for(network(), steps=4)
+    assert len(plan.to("cpu")._times) == 1

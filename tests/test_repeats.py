@@ -15,6 +15,7 @@ from fastsample import native, repeats, row
 from fastsample.models.network import Network
 from fastsample.noise import keys
 from fastsample.ops import bound, update_, use_backend
+from fastsample.run import PlanRun
 
 pytestmark = pytest.mark.skipif(not native.load_for("cpu"), reason="no compiled CPU library")
 SOLVERS = ["ddim", "dpmpp-2m", "sde-dpmpp-2m", "unipc", "sa-solver", "heun", "deis", "pndm", "dpmpp-2s"]
@@ -192,3 +193,56 @@ class TestBound:
         del call
         gc.collect()
         assert gone() is None
+
+
+@pytest.mark.parametrize("first", ["slices", "channels last", "expanded"])
+def test_a_layout_that_changes_after_the_first_call(monkeypatch, first):
+    def draw():
+        calls = []
+
+        def net(x, t):
+            calls.append(1)
+            out = smooth(x, t)
+            if len(calls) > 8:
+                return out.contiguous()
+            if first == "slices":
+                return torch.cat([out, out], dim=1).chunk(2, dim=1)[0]
+            return out.to(memory_format=torch.channels_last) if first == "channels last" else out[:, :1].expand_as(out)
+
+        return fastsample.sample(Network(net), (3, 4, 5, 2), solver="ddim", steps=20, seed=4)
+
+    assert torch.equal(draw(), by_the_op(monkeypatch, draw))
+
+
+def test_a_callback_that_gives_the_state_other_memory(turns, monkeypatch):
+    def draw():
+        def other(info):
+            if info.call == 7:
+                info.x.data = info.x.clone() * 0.5
+
+        return fastsample.sample(Network(smooth), (3, 5), solver="dpmpp-2m", steps=20, seed=4, callback=other)
+
+    assert torch.equal(draw(), by_the_op(monkeypatch, draw))
+    assert turns[True] > 0
+
+
+def test_a_negative_bit_goes_through_the_op(monkeypatch):
+    def draw():
+        return fastsample.sample(
+            Network(lambda x, t: torch._neg_view(x * 0.5)), (3, 5), solver="ddim", steps=12, seed=4
+        )
+
+    assert torch.equal(draw(), by_the_op(monkeypatch, draw))
+
+
+def test_outside_of_inference_mode_the_op_refuses_gradients(turns):
+    plan = fastsample.make_plan("ddim", fastsample.make_path("cosine", "log-snr", steps=12))
+    run = PlanRun(plan, torch.zeros(3, 5), key=keys(1, 3))
+    asks = run.asks()
+    x, _ = next(asks)
+    for _ in range(8):
+        x, _ = asks.send(x * 0.5)
+    out = x * torch.ones((), requires_grad=True)
+    with pytest.raises(RuntimeError, match="passes no gradient"):
+        asks.send(out)
+    assert turns[True] == 0

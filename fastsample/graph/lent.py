@@ -114,21 +114,23 @@ def name_of(model: Any, network: Network) -> Hashable:
     fn = model.fn if isinstance(model, Network) else model
     method = id(fn.__func__) if isinstance(fn, MethodType) else None
     facts = (type(network), network.prediction, network.time, network.dtype, network.one_batch)
-    return (*facts, method, tuple(_places(module) for module in _modules(fn)))
+    parts = list(_parts(fn))
+    tensors = tuple(_place(part) for part in parts if isinstance(part, Tensor))
+    return (*facts, method, tensors, tuple(_places(part) for part in parts if isinstance(part, nn.Module)))
 
 
-def _modules(fn: Any) -> Iterator[nn.Module]:
-    """The modules that a callable is made of, as far as can be seen: itself, its object, what it closes over."""
+def _parts(fn: Any) -> Iterator[Any]:
+    """What a callable is made of, as far as can be seen: itself, its object, what it closes over or was given."""
     fn = uncompiled(fn)
+    given = (*fn.args, *fn.keywords.values()) if isinstance(fn, functools.partial) else ()
     inner = fn.func if isinstance(fn, functools.partial) else fn
-    seen = [fn, inner, getattr(inner, "__self__", None)]
+    seen = [fn, inner, getattr(inner, "__self__", None), *given]
     for cell in getattr(inner, "__closure__", None) or ():
         try:
             seen.append(cell.cell_contents)
         except ValueError:  # not filled yet
             continue
-    different = {id(thing): thing for thing in seen if isinstance(thing, nn.Module)}
-    yield from different.values()
+    yield from {id(thing): thing for thing in seen}.values()
 
 
 def _places(module: nn.Module) -> int:
@@ -137,5 +139,7 @@ def _places(module: nn.Module) -> int:
     return hash((weights, tuple(part.training for part in module.modules())))
 
 
-def _place(x: Tensor) -> int:
-    return 0 if nn.parameter.is_lazy(x) else x.data_ptr()  # a lazy one has no memory yet
+def _place(x: Tensor) -> Hashable:
+    if nn.parameter.is_lazy(x):  # has no memory yet
+        return 0
+    return x.data_ptr(), x.dtype, x.shape, x.stride()

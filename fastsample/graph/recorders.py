@@ -42,6 +42,10 @@ class Recorder(Protocol):
         """A turn has queued all of its work."""
 
 
+class BusyError(CaptureError):
+    """Recordings are in use by a run that this one is a part of; says nothing of later runs."""
+
+
 class Turn:
     """One run at a time on the memory of recordings: a context, for threads and for streams."""
 
@@ -52,9 +56,13 @@ class Turn:
         self._lock.acquire()
         if self._busy:
             self._lock.release()
-            raise CaptureError("a run on these recordings is under way, and asks for another one (a callback?)")
+            raise BusyError("a run on these recordings is under way, and asks for another one (a callback?)")
+        try:
+            self._recorder.begin()
+        except BaseException:
+            self._lock.release()
+            raise
         self._busy = True
-        self._recorder.begin()
 
     def __exit__(self, *error: Any) -> None:
         self._recorder.end()

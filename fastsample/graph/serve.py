@@ -14,7 +14,7 @@ from ..run import PlanRun, Run
 from . import auto, lent
 from .captured import Captured
 from .drive import Drive
-from .recorders import recorder_for
+from .recorders import BusyError, recorder_for
 from .request import MODES, Request, refusal
 from .steps import Steps
 from .store import STORE, Store
@@ -99,6 +99,8 @@ def _chosen(request: Request, why: str | None, whole: bool, stack: ExitStack) ->
     if verdict.why is None:
         try:
             served = stack.enter_context(_recorded(STORE, "auto", request, whole))
+        except BusyError as error:
+            return Served("auto", str(error))
         except CaptureError as error:
             verdict.why = str(error)
         except torch.OutOfMemoryError as error:

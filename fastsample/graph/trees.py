@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ..errors import CaptureError
 
 
 def signature(tree: Any) -> Hashable:
@@ -17,10 +20,12 @@ def signature(tree: Any) -> Hashable:
         return dict, *((name, signature(value)) for name, value in tree.items())
     if isinstance(tree, (tuple, list)):
         return type(tree), *(signature(value) for value in tree)
+    if type(tree) is np.ndarray and tree.dtype != object:
+        return np.ndarray, tree.dtype.str, tree.shape, tree.tobytes()
     try:
         hash(tree)
     except TypeError:
-        return type(tree), id(tree)
+        raise CaptureError(f"cond: its value of a {type(tree).__name__} cannot be compared with a later one") from None
     return type(tree), tree
 
 

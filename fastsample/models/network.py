@@ -247,5 +247,7 @@ def _join(cond: Any, uncond: Any) -> Any:
         return None if any(value is None for value in joined.values()) else joined
     if isinstance(cond, (tuple, list)) and type(cond) is type(uncond) and len(cond) == len(uncond):
         parts = [_join(a, b) for a, b in zip(cond, uncond, strict=True)]
-        return None if any(part is None for part in parts) else type(cond)(parts)
+        if any(part is None for part in parts):
+            return None
+        return type(cond)(*parts) if hasattr(cond, "_fields") else type(cond)(parts)
     return None
