@@ -54,7 +54,7 @@ MEMBERS = (
         "update",
         "One step of DPM-Solver++ 2M, deterministic or SDE, between two calls of the network: `fastsample::update_` in "
         "place against PyTorch by hand, the same under torch.compile, and the arithmetic of k-diffusion and diffusers.",
-        (("native", BY_HAND), ("triton", BY_HAND), ("native-checked", ()), ("reference", BY_HAND)),
+        (("native", BY_HAND), ("triton", BY_HAND), ("native-checked", ()), ("reference", ())),
         quick=60,
         full=240,
         gpu=160,
