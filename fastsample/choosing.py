@@ -73,30 +73,36 @@ def plan_for(
     return remember.plan(key, lambda: _make_plan(network, entry, **given))
 
 
-def _make_plan(
+def _make_plan(network: Network, entry: Solver, *, solver: str, guidance: Any, **choice: Any) -> Plan:
+    path, _, options = _path_for(network, entry, **choice)
+    return make_plan(solver, path, guidance=guidance, **_of_network(network, path), **options)
+
+
+def _path_for(
     network: Network,
-    entry: Solver,
+    entry: Solver | procedures.Procedure,
     *,
-    solver: str,
     steps: int | None,
     schedule: Any,
     grid: Any,
     path: Path | None,
-    guidance: Any,
     start: int | float | None,
     **options: Any,
-) -> Plan:
+) -> tuple[Path, Any, dict[str, Any]]:
+    """The path of a choice, the schedule that it is of (None: it was given ready), and the options that are left."""
     steps = split_steps(entry, steps, options)
     if _same_space(entry.name, entry.model == "phase-space", network, options):
         options = {**network.space.options, **options}  # type: ignore[union-attr]  # just seen
         schedule = network.space if schedule is None and path is None else schedule
     if path is None:
-        path = usual_path(solver, schedule if schedule is not None else network.schedule, grid, steps)
+        for known in (network.schedule, entry.usual.get("schedule"), SCHEDULE):
+            schedule = known if schedule is None else schedule
+        path = usual_path(entry.name, schedule, grid, steps)
     elif not (steps is None and schedule is None and grid is None):
         raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
     if start is not None:
         path = path[_first_step(start, path.steps) :]
-    return make_plan(solver, path, guidance=guidance, **_of_network(network, path), **options)
+    return path, schedule, options
 
 
 def _same_space(solver: str, phase: bool, network: Network, options: Mapping[str, Any]) -> bool:
@@ -125,36 +131,15 @@ def _of_network(network: Network, path: Path) -> dict[str, Any]:
 
 
 def procedure_for(
-    network: Network,
-    procedure: procedures.Procedure,
-    *,
-    steps: int | None,
-    schedule: Any,
-    grid: Any,
-    path: Path | None,
-    guidance: Any,
-    start: int | float | None,
-    denoised: bool,
-    **options: Any,
+    network: Network, procedure: procedures.Procedure, *, guidance: Any, denoised: bool, **choice: Any
 ) -> Callable[..., Run]:
-    """What begins the run of a procedure, once its state is known."""
+    """What begins the run of a procedure, once its state is known; ``choice``: as `plan_for`."""
     from .schedules import make_schedule
     from .solvers import registry
     from .solvers.assemble import DEFAULTS
 
-    between, steps = None, split_steps(procedure, steps, options)
-    if _same_space(procedure.name, procedure.model == "phase-space", network, options):
-        options = {**network.space.options, **options}  # type: ignore[union-attr]  # just seen
-        schedule = network.space if schedule is None and path is None else schedule
-    if path is None:
-        for known in (network.schedule, procedure.usual.get("schedule"), SCHEDULE):
-            schedule = known if schedule is None else schedule
-        between = make_schedule(schedule)
-        path = usual_path(procedure.name, between, grid, steps)
-    elif not (steps is None and schedule is None and grid is None):
-        raise ValueError("path: got steps, schedule or grid too, which make a path of their own; give one of them")
-    if start is not None:
-        path = path[_first_step(start, path.steps) :]
+    path, schedule, options = _path_for(network, procedure, **choice)
+    between = None if schedule is None else make_schedule(schedule)
     shared = {name: options.pop(name, default) for name, default in DEFAULTS.items()}
     shared |= {"guidance": guidance, "denoised": denoised, **_of_network(network, path)}
     values = registry.complete(procedure, options)

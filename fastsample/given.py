@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from . import row
-from .plan_memory import NOISE_WEIGHTS as NOISE_WEIGHTS
+from .plan_memory import NOISE_WEIGHTS
 
 Noise = Sequence[Tensor | None] | Mapping[int, Tensor] | Callable[[int], Tensor]
 

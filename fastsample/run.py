@@ -15,13 +15,13 @@ from torch import Tensor
 
 from . import ops as ops  # defines torch.ops.fastsample
 from .bank import Bank, halves
-from .given import NOISE_WEIGHTS as NOISE_WEIGHTS
 from .given import Array as Array
 from .given import Noise as Noise
 from .given import Recorded as Recorded
 from .given import check_apart
 from .given import check_output as check_output
 from .plan import STARTS, output_of
+from .plan_memory import NOISE_WEIGHTS
 from .profiling.ranges import ranged
 from .reductions import Reductions
 from .repeats import Repeats

@@ -23,3 +23,25 @@ def _few_threads():
     torch.set_num_threads(min(2, before))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_recordings():
+    """No recordings before and after, and the limit as it was."""
+    from fastsample import graph
+
+    graph.clear()
+    before = graph.limit()
+    yield
+    graph.limit(before)
+    graph.clear()
+
+
+@pytest.fixture
+def ranges_off():
+    """Named ranges are off, and afterwards as they were."""
+    from fastsample.profiling import ranges
+
+    with ranges.Before(ranges._sinks):
+        ranges.disable()
+        yield

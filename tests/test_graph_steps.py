@@ -39,13 +39,7 @@ class Net(torch.nn.Module):
         return torch.tanh(y).to(x.dtype)
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    graph.clear()
-    before = graph.limit()
-    yield
-    graph.limit(before)
-    graph.clear()
+pytestmark = pytest.mark.usefixtures("fresh_recordings")
 
 
 def both(net, x, **arguments):

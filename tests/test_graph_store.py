@@ -16,14 +16,7 @@ from fastsample.graph.store import Store
 
 from .conftest import vp_path
 
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    graph.clear()
-    before = graph.limit()
-    yield
-    graph.limit(before)
-    graph.clear()
+pytestmark = pytest.mark.usefixtures("fresh_recordings")
 
 
 def rowwise(x, t):

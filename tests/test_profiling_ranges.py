@@ -46,11 +46,7 @@ def heard():
     assert sink.open == 0
 
 
-@pytest.fixture(autouse=True)
-def _off_before():
-    with ranges.Before(ranges._sinks):
-        ranges.disable()
-        yield
+pytestmark = pytest.mark.usefixtures("ranges_off")
 
 
 def network(x, t):

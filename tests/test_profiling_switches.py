@@ -17,11 +17,7 @@ from fastsample.profiling import ranges
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def _off_before():
-    with ranges.Before(ranges._sinks):
-        ranges.disable()
-        yield
+pytestmark = pytest.mark.usefixtures("ranges_off")
 
 
 def network(x, t):

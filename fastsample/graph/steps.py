@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..given import NOISE_WEIGHTS, check_output
+from ..given import check_output
 from ..plan import STARTS, Plan, output_of
+from ..plan_memory import NOISE_WEIGHTS
 from ..profiling.ranges import range_of
 from ..reductions import Reductions
 from ..run import PlanRun, _parts

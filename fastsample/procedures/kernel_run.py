@@ -12,12 +12,13 @@ from torch import Tensor
 from fastsample import row
 from fastsample.path import Array, Level
 from fastsample.plan import STARTS
+from fastsample.plan_memory import NOISE_WEIGHTS
 from fastsample.procedures.kernel_moves import move
 from fastsample.procedures.kernel_target import STARTS as LAWS
 from fastsample.procedures.kernel_target import denoised, segments
 from fastsample.procedures.registry import Setting
 from fastsample.profiling.ranges import ranged
-from fastsample.run import NOISE_WEIGHTS, Output, Recorded, StepInfo, check_output
+from fastsample.run import Output, Recorded, StepInfo, check_output
 from fastsample.solvers.assemble import _guidance, _positive, _starts, _times
 from fastsample.solvers.express import Network
 from fastsample.solvers.registry import check_choice
