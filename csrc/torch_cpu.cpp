@@ -34,8 +34,8 @@ static void run_update(const UpdateArgs& a) {
   torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) { loop(a, begin, end); });
 }
 
-static void update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key, Tensors noise,
-                       std::optional<Tensor> time, std::optional<Tensor> clock) {
+static void advance_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
+                        Tensors noise, std::optional<Tensor> time, std::optional<Tensor> clock) {
   for (const Tensors* group : {&outs, &terms, &noise})
     for (const Tensor& x : *group) STD_TORCH_CHECK(x.is_cpu(), "outs, terms, noise: all must be on the CPU");
   STD_TORCH_CHECK(table.is_cpu() && step.is_cpu() && (!key || key->is_cpu()), "table, step, key: must be on the CPU");
@@ -47,6 +47,12 @@ static void update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, s
   run_update(a);
   for (int64_t b = 0; beside.time && b < beside.samples; ++b) write_time(a, beside, b);
   if (beside.clock) ++*beside.clock;  // last: step may be this number
+}
+
+static void update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
+                       Tensors noise) {
+  advance_cpu(std::move(outs), std::move(terms), std::move(table), std::move(step), std::move(key), std::move(noise),
+              std::nullopt, std::nullopt);
 }
 
 static int64_t bind_update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
@@ -209,6 +215,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastsample, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastsample, CPU, m) {
   m.impl("bind_update", TORCH_BOX(&fs::bind_update_cpu));
   m.impl("update_", TORCH_BOX(&fs::update_cpu));
+  m.impl("advance_", TORCH_BOX(&fs::advance_cpu));
   m.impl("brownian_", TORCH_BOX(&fs::brownian_cpu));
   m.impl("threshold_", TORCH_BOX(&fs::threshold_cpu));
   m.impl("rescale_", TORCH_BOX(&fs::rescale_cpu));

@@ -26,8 +26,8 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 
 namespace fs {
 
-static void update_cuda(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
-                        Tensors noise, std::optional<Tensor> time, std::optional<Tensor> clock) {
+static void advance_cuda(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
+                         Tensors noise, std::optional<Tensor> time, std::optional<Tensor> clock) {
   Beside beside;
   const UpdateArgs a = make_update_args(outs, terms, table, step, key, noise, time, clock, beside);
   const int32_t device = outs[0].get_device_index();
@@ -46,6 +46,12 @@ static void update_cuda(Tensors outs, Tensors terms, Tensor table, Tensor step, 
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   launch_update(a, beside, device, static_cast<CUstream_st*>(stream));
+}
+
+static void update_cuda(Tensors outs, Tensors terms, Tensor table, Tensor step, std::optional<Tensor> key,
+                        Tensors noise) {
+  advance_cuda(std::move(outs), std::move(terms), std::move(table), std::move(step), std::move(key), std::move(noise),
+               std::nullopt, std::nullopt);
 }
 
 static void brownian_cuda(Tensor out, Tensor key, Tensor nodes, Tensor weights, Tensor step) {
@@ -122,6 +128,7 @@ static void metropolis_cuda(Tensor state, Tensor cache, Tensors outs, Tensor cha
 
 STABLE_TORCH_LIBRARY_IMPL(fastsample, CUDA, m) {
   m.impl("update_", TORCH_BOX(&fs::update_cuda));
+  m.impl("advance_", TORCH_BOX(&fs::advance_cuda));
   m.impl("brownian_", TORCH_BOX(&fs::brownian_cuda));
   m.impl("threshold_", TORCH_BOX(&fs::threshold_cuda));
   m.impl("rescale_", TORCH_BOX(&fs::rescale_cuda));

@@ -164,9 +164,9 @@ def test_opcheck():
     x, table = torch.randn(2, 6), make_table()
     for step in (ZERO, torch.tensor([0, 2])):
         arguments = ([x.clone()], [x], table, step, noise.keys(0, 2), [], torch.zeros(2), make_clock())
-        torch.library.opcheck(torch.ops.fastsample.update_, arguments)
+        torch.library.opcheck(torch.ops.fastsample.advance_, arguments)
     clock = make_clock()  # the step may be a part of it
-    torch.library.opcheck(torch.ops.fastsample.update_, ([x], [x], table, clock[0], None, [], None, clock))
+    torch.library.opcheck(torch.ops.fastsample.advance_, ([x], [x], table, clock[0], None, [], None, clock))
 
 
 def test_a_compiled_loop_advances_the_clock():
@@ -178,7 +178,7 @@ def test_a_compiled_loop_advances_the_clock():
     def loop(x, table, key, times, clock):
         seen = []
         for _ in range(3):
-            torch.ops.fastsample.update_([x], [x], table, clock[0], key, [], times, clock)
+            torch.ops.fastsample.advance_([x], [x], table, clock[0], key, [], times, clock)
             seen.append(times.clone())
         return x * 1, torch.stack(seen)
 

@@ -164,7 +164,7 @@ class Steps:
             table, step = reduce(call, terms, table, step)
         outs, key = [memory.slot(j) for j in kind.outputs], memory.key if kind.noisy else None
         time = memory.t if kind.told else None
-        torch.ops.fastsample.update_.default(outs, terms, table, step, key, [], time, memory.clock)
+        torch.ops.fastsample.advance_.default(outs, terms, table, step, key, [], time, memory.clock)
         if kind.keep:  # a copy: memory of its own would make the kind depend on the kind before
             for branch, out in enumerate(said):
                 memory.before(branch, out).copy_(out)
