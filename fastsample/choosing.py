@@ -191,7 +191,8 @@ def usual_path(
     schedule = make_schedule(SCHEDULE if schedule is None else schedule)
     grid, steps = (value(schedule) if callable(value) else value for value in (grid, steps))
     grid, ends = usual_grid(schedule) if grid is None else grid, entry.ends
-    final = "end" if ends != "clean" and isinstance(grid, str) else None
+    named = isinstance(grid, str) or (isinstance(grid, Mapping) and "final" not in grid)
+    final = "end" if ends != "clean" and named else None
     path = make_path(schedule, grid, STEPS if steps is None else steps, final=final)
     return path.reversed() if ends == "inverse" and not path.reverse else path
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fastsample import flow_grids
 from fastsample.path import Array, ArrayLike, Path, _vector
 from fastsample.schedules import VP, DiscreteVP, Schedule, make_schedule
+from fastsample.spacing import beta_law, log_power_law, pinned, positive
 
 FINALS = ("end", "zero", "replace")
 
@@ -21,15 +23,15 @@ Ends = tuple[float, float]
 def uniform(schedule: Schedule, points: int, ends: Ends) -> Array:
     """Uniform in the schedule's clock (time; for flow before the shift)."""
     first, last = schedule.clock(ends[0]), schedule.clock(ends[1])
-    return _pinned(schedule.of_clock(np.linspace(first, last, points)), ends)
+    return pinned(schedule.of_clock(np.linspace(first, last, points)), ends)
 
 
 def quadratic(schedule: Schedule, points: int, ends: Ends, power: float = 2.0) -> Array:
     """Uniform in clock^(1/power): dense near the data."""
-    _positive("power", power)
+    positive("power", power)
     first, last = float(schedule.clock(ends[0])), float(schedule.clock(ends[1]))
     u = np.linspace(first ** (1.0 / power), last ** (1.0 / power), points) ** power
-    return _pinned(schedule.of_clock(u), ends)
+    return pinned(schedule.of_clock(u), ends)
 
 
 def log_snr(schedule: Schedule, points: int, ends: Ends) -> Array:
@@ -40,27 +42,20 @@ def log_snr(schedule: Schedule, points: int, ends: Ends) -> Array:
 
 def karras(schedule: Schedule, points: int, ends: Ends, rho: float = 7.0) -> Array:
     """Power law in sigma/alpha.  Karras et al. 2022, arXiv 2206.00364, equation 5."""
-    _positive("rho", rho)
     high, low = (math.exp(-lam) for lam in _lams(schedule, ends))
-    ramp = np.linspace(0.0, 1.0, points)
-    return np.asarray(-rho * np.log(high ** (1.0 / rho) + ramp * (low ** (1.0 / rho) - high ** (1.0 / rho))))
+    return -log_power_law(high, low, points, rho)
 
 
 def polyexponential(schedule: Schedule, points: int, ends: Ends, rho: float = 1.0) -> Array:
     """log(sigma/alpha) follows the power ``rho`` of a ramp; 1 is the exponential grid, uniform in log-SNR."""
-    _positive("rho", rho)
+    positive("rho", rho)
     high, low = _lams(schedule, ends)
     return np.asarray(low + (high - low) * np.linspace(1.0, 0.0, points) ** rho, dtype=np.float64)
 
 
 def beta(schedule: Schedule, points: int, ends: Ends, a: float = 0.6, b: float = 0.6) -> Array:
     """Times at quantiles of a Beta(a, b) law; needs SciPy.  Lee et al. 2024, arXiv 2407.12173."""
-    try:
-        from scipy.stats import beta as law  # type: ignore[import-untyped,unused-ignore]
-    except ImportError:
-        raise ValueError("grid: 'beta' needs SciPy, which is not installed; choose another grid") from None
-    quantiles = law.ppf(1.0 - np.linspace(0.0, 1.0, points), a, b)
-    return _pinned(np.asarray(ends[1] + (ends[0] - ends[1]) * quantiles), ends)
+    return beta_law(*ends, points, a, b)
 
 
 def leading(schedule: Schedule, points: int, ends: Ends, offset: int = 0) -> Array:
@@ -81,7 +76,7 @@ def rows(schedule: Schedule, points: int, ends: Ends) -> Array:
     return np.rint(np.linspace(ends[0], ends[1], points))
 
 
-# name -> (function, unit of what it returns, default end)
+# name -> (function, unit of what it returns, default end: one of FINALS; "append": "zero" on every schedule)
 _GRIDS: dict[str, tuple[Callable[..., Array], str, str]] = {
     "uniform": (uniform, "t", "end"),
     "quadratic": (quadratic, "t", "end"),
@@ -94,6 +89,10 @@ _GRIDS: dict[str, tuple[Callable[..., Array], str, str]] = {
     "leading": (leading, "t", "zero"),
     "trailing": (trailing, "t", "zero"),
     "rows": (rows, "t", "zero"),
+    "flow-match": (flow_grids.match, "t", "append"),
+    "flow-karras": (flow_grids.power_law, "t", "append"),
+    "flow-exponential": (flow_grids.exponential, "t", "append"),
+    "flow-beta": (flow_grids.beta, "t", "append"),
 }
 GRIDS = tuple(_GRIDS)
 _ALIASES = {
@@ -107,7 +106,7 @@ _ALIASES = {
 
 def make_path(
     schedule: str | Schedule,
-    grid: str | Sequence[float] | ArrayLike = "uniform",
+    grid: str | Mapping[str, Any] | Sequence[float] | ArrayLike = "uniform",
     steps: int | None = None,
     *,
     final: str | None = None,
@@ -122,7 +121,9 @@ def make_path(
 
     Args:
         schedule: a name of ``fastsample.schedules.SCHEDULES`` or a ``Schedule``.
-        grid: a name of ``GRIDS``, or the N + 1 points themselves (N if ``final="zero"``), noisy to clean.
+        grid: a name of ``GRIDS``; a mapping of ``"name"`` and arguments of this function, such as
+            ``{"name": "karras", "rho": 5, "sigma_max": 40}``; or the N + 1 points themselves (N if ``final="zero"``),
+            noisy to clean.
         steps: N; not needed with a list of points.
         final: ``"end"``: N + 1 points, the last at the clean end of the schedule.  ``"zero"``: N points, then clean
             data (sigma = 0).  ``"replace"``: N + 1 points whose last is replaced by clean data.  None: the grid's
@@ -131,12 +132,23 @@ def make_path(
         t_max, t_min: ends of the grid in time; default those of the schedule.
         sigma_max, sigma_min: the same as sigma/alpha.
         **options: of the grid: ``rho`` (karras, polyexponential), ``power`` (quadratic), ``a``, ``b`` (beta),
-            ``offset`` (leading).
+            ``offset`` (leading), ``u_min``, ``terminal``, ``twice`` (flow-match and its kin, see
+            ``fastsample.flow_grids.match``).
 
     Raises:
         ValueError: unknown names, ends outside the schedule, too few or too many steps, points that do not fall.
     """
     schedule = make_schedule(schedule)
+    if isinstance(grid, Mapping):
+        given: dict[str, Any] = {
+            "final": final,
+            "t_max": t_max,
+            "t_min": t_min,
+            "sigma_max": sigma_max,
+            "sigma_min": sigma_min,
+        }
+        name, given = _unpacked(grid, {k: v for k, v in {**given, **options}.items() if v is not None})
+        return make_path(schedule, name, steps, **given)
     if isinstance(grid, str):
         points, unit, final = _named(schedule, grid, steps, final, (t_max, t_min), (sigma_max, sigma_min), options)
     else:
@@ -167,6 +179,20 @@ def training_steps(schedule: Schedule) -> int:
     return schedule.rows if isinstance(schedule, DiscreteVP) else 1000
 
 
+def _unpacked(grid: Mapping[str, Any], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name in a mapping, and its arguments beside those given outside of it."""
+    rest = dict(grid)
+    name = rest.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f'grid: got {dict(grid)!r}, a mapping must have the name of a grid as its "name"')
+    for key in rest:
+        if not isinstance(key, str) or key in ("schedule", "grid", "steps", "unit"):
+            raise ValueError(f"grid: got {key!r} in a mapping, allowed are the name, the ends and the grid's options")
+        if key in given:
+            raise ValueError(f"{key}: got it twice, in the mapping and outside of it")
+    return name, {**given, **rest}
+
+
 def _named(
     schedule: Schedule,
     grid: str,
@@ -184,7 +210,7 @@ def _named(
     function, unit, usual = _GRIDS[name]
     ends = _ends(schedule, times, sigmas)
     if final is None:  # a schedule that reaches clean data needs none appended
-        final = "end" if usual == "zero" and float(schedule.sigma(ends[1])) == 0.0 else usual
+        final = "end" if usual == "zero" and float(schedule.sigma(ends[1])) == 0.0 else usual.replace("append", "zero")
     if final not in FINALS:
         raise ValueError(f"final: got {final!r}, allowed are {', '.join(FINALS)}")
     if not isinstance(steps, (int, np.integer)) or isinstance(steps, bool) or steps < 1:
@@ -207,7 +233,7 @@ def _ends(
         if t is not None and sigma is not None:
             raise ValueError(f"t_{which}: got it and sigma_{which} too, allowed is one of them")
         if sigma is not None:
-            t = float(schedule.t_of_lam(-math.log(_positive(f"sigma_{which}", sigma))))
+            t = float(schedule.t_of_lam(-math.log(positive(f"sigma_{which}", sigma))))
             if isinstance(schedule, DiscreteVP):  # tables are read by line between and beyond their rows
                 ends.append(t)
                 continue
@@ -244,15 +270,6 @@ def _path(schedule: Schedule, points: Array, unit: str, zero: bool) -> Path:
     return Path(alpha, sigma, told, None if rates is None else np.stack(rates, axis=1))
 
 
-def _pinned(t: Array, ends: Ends) -> Array:
-    """The ends exactly, whatever a function and its inverse round."""
-    t = np.array(t, dtype=np.float64)
-    t[0] = ends[0]
-    if len(t) > 1:
-        t[-1] = ends[1]
-    return t
-
-
 def _lams(schedule: Schedule, ends: Ends) -> tuple[float, float]:
     first, last = (float(schedule.lam(t)) for t in ends)
     if not math.isfinite(first) or not math.isfinite(last):
@@ -269,9 +286,3 @@ def _rows(name: str, schedule: Schedule, points: int) -> int:
     if points > schedule.rows:
         raise ValueError(f"steps: got {points}, the schedule has {schedule.rows} rows")
     return schedule.rows
-
-
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: got {value!r}, allowed are numbers > 0")
-    return float(value)

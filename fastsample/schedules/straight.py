@@ -48,23 +48,36 @@ class RectifiedFlow(Schedule):
 
     ``shift`` s moves grids towards the noise: a grid uniform in u has t = s u / (1 + (s - 1) u) (Esser et al. 2024,
     arXiv 2403.03206, equation 23).  ``time_scale``: the network is told ``time_scale * t`` (1000 for SD3 and Flux).
+    ``inverted``: the network is told ``time_scale * (1 - t)`` and predicts x0 - eps (Mochi).
     """
 
-    def __init__(self, shift: float = 1.0, t_min: float = 0.0, time_scale: float = 1.0) -> None:
+    def __init__(self, shift: float = 1.0, t_min: float = 0.0, time_scale: float = 1.0, inverted: bool = False) -> None:
         for name, value in (("shift", shift), ("time_scale", time_scale)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}: got {value}, allowed are numbers > 0")
-        self.shift, self.time_scale = float(shift), float(time_scale)
+        self.shift, self.time_scale, self.inverted = float(shift), float(time_scale), bool(inverted)
         if not 0 <= t_min < 1:
             raise ValueError(f"t_min: got {t_min}, allowed are numbers in [0, 1)")
         self.t_min, self.t_max = float(t_min), 1.0
 
     @classmethod
-    def dynamic(cls, tokens: float, linear: bool = False, **options: Any) -> RectifiedFlow:
-        """Shift by sequence length, as Flux does: exp(mu), or mu if ``linear``, with mu on the line through
-        (256 tokens, 0.5) and (4096 tokens, 1.15)."""
-        mu = 0.5 + (tokens - 256.0) * (1.15 - 0.5) / (4096.0 - 256.0)
-        return cls(shift=mu if linear else math.exp(mu), **options)
+    def of_mu(cls, mu: float, linear: bool = False, **options: Any) -> RectifiedFlow:
+        """The shift exp(mu), or mu if ``linear``: both kinds of dynamic shifting of diffusers."""
+        return cls(shift=float(mu) if linear else math.exp(mu), **options)
+
+    @classmethod
+    def dynamic(
+        cls,
+        tokens: float,
+        linear: bool = False,
+        low: tuple[float, float] = (256.0, 0.5),
+        high: tuple[float, float] = (4096.0, 1.15),
+        **options: Any,
+    ) -> RectifiedFlow:
+        """Shift by sequence length, as Flux does: ``of_mu`` with mu on the line through ``low`` and ``high``, each
+        a number of tokens and its mu."""
+        mu = low[1] + (tokens - low[0]) * (high[1] - low[1]) / (high[0] - low[0])
+        return cls.of_mu(mu, linear, **options)
 
     def alpha(self, t: ArrayLike) -> Array:
         return as_array(1.0 - as_array(t))
@@ -87,5 +100,10 @@ class RectifiedFlow(Schedule):
         u = as_array(u)
         return as_array(self.shift * u / (1.0 + (self.shift - 1.0) * u))
 
+    def rates(self, t: ArrayLike) -> tuple[Array, Array] | None:
+        one = np.ones_like(as_array(t))
+        return (one, -one) if self.inverted else None
+
     def network_time(self, t: ArrayLike) -> Array:
-        return as_array(as_array(t) * self.time_scale)
+        t = as_array(t)
+        return as_array((1.0 - t if self.inverted else t) * self.time_scale)
