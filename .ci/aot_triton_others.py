@@ -58,7 +58,7 @@ def reduce_faults(quick: bool) -> list[str]:
                 rows(8), counts, state, many, rows(3), tensor(torch.int64), 0.995, 1.0, 2.0, level
             )
             launches += [(*launch, 4) for launch in made]
-        made = rescale_backend.describe(rows(8), many, rows(3), tensor(torch.int64), 0, 1, 7.5, 0.7)
+        made = rescale_backend.describe(rows(8), many, rows(3), tensor(torch.int64), 0, 1)
         launches += [(*launch, 4) for launch in made]
         for kernel, arguments, _, warps in launches:
             named = dict(zip(kernel.arg_names, arguments, strict=True))

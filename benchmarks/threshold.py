@@ -39,7 +39,9 @@ def build(shape: Sequence[int], device: str) -> tuple[dict[str, Callable[[], Any
     g = torch.Generator().manual_seed(0)
     x, e, u, history = (torch.randn(shape, generator=g).to(device) for _ in range(4))
     alpha, sigma = 0.6, 0.8
-    made = row.make_row(D={0: 1 / alpha, 1: -sigma / alpha}, outputs=[{0: 0.7, "D": 0.5, 2: -0.2}, {"D": 1.0}])
+    made = row.make_row(
+        D={0: 1 / alpha, 1: -sigma / alpha}, outputs=[{0: 0.7, "D": 0.5, 2: -0.2}, {"D": 1.0}], rescale=(7.5, 0.7)
+    )
     table, step = torch.from_numpy(made[None]).to(device), torch.zeros((), dtype=torch.int64, device=device)
     rows = torch.empty(shape[0], row.COLUMNS, dtype=torch.float64, device=device)
     samples, new = torch.arange(shape[0], device=device), torch.empty_like(x)
@@ -56,7 +58,7 @@ def build(shape: Sequence[int], device: str) -> tuple[dict[str, Callable[[], Any
         return torch.quantile(x.abs().reshape(shape[0], -1), RATIO, dim=1)
 
     def rescale() -> None:
-        ops.rescale_(rows, [x, e], table, step, 0, 1, 7.5, 0.7)
+        ops.rescale_(rows, [x, e], table, step, 0, 1)
 
     def formula() -> torch.Tensor:
         dims = list(range(1, x.dim()))

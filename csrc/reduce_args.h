@@ -25,7 +25,6 @@ struct ThresholdArgs : ReduceArgs {
 
 struct RescaleArgs : ReduceArgs {
   int32_t cond, uncond;
-  double guidance, phi;
 };
 
 }  // namespace fs

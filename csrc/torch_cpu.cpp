@@ -151,9 +151,8 @@ static RescaleBlocks rescale_loop() {
   return isa_base::rescale_blocks;
 }
 
-static void rescale_cpu(Tensor rows, Tensors terms, Tensor table, Tensor step, int64_t cond, int64_t uncond,
-                        double guidance, double phi) {
-  const RescaleArgs a = make_rescale_args(rows, terms, table, step, cond, uncond, guidance, phi);
+static void rescale_cpu(Tensor rows, Tensors terms, Tensor table, Tensor step, int64_t cond, int64_t uncond) {
+  const RescaleArgs a = make_rescale_args(rows, terms, table, step, cond, uncond);
   check_reduce(a, rows, terms, table, step);
   const RescaleBlocks loop = rescale_loop();
   const int64_t per_sample = (a.numel + kMomentBlock - 1) / kMomentBlock, all = a.batch * per_sample;
@@ -174,8 +173,9 @@ static void rescale_cpu(Tensor rows, Tensors terms, Tensor table, Tensor step, i
     Moments strands[kStrands] = {};
     for (int64_t i = 0; i < per_sample; ++i) strands[i % kStrands] = strands[i % kStrands] + blocks[b * per_sample + i];
     fold(strands, kStrands);
-    const double factor = rescale_factor(strands[0], a.numel, a.phi);
-    for (int c = 0; c < kColumns; ++c) a.out[b * kColumns + c] = rescaled(row_of(a, b), c, a.cond, a.uncond, factor);
+    const double* row = row_of(a, b);
+    const double factor = rescale_factor(strands[0], a.numel, row);
+    for (int c = 0; c < kColumns; ++c) a.out[b * kColumns + c] = rescaled(row, c, a.cond, a.uncond, factor);
   }
 }
 

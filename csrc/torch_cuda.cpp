@@ -89,9 +89,8 @@ static void threshold_cuda(Tensor rows, Tensors terms, Tensor table, Tensor step
   launch_threshold(a, memory.data_ptr(), device, static_cast<CUstream_st*>(stream));
 }
 
-static void rescale_cuda(Tensor rows, Tensors terms, Tensor table, Tensor step, int64_t cond, int64_t uncond,
-                         double guidance, double phi) {
-  const RescaleArgs a = make_rescale_args(rows, terms, table, step, cond, uncond, guidance, phi);
+static void rescale_cuda(Tensor rows, Tensors terms, Tensor table, Tensor step, int64_t cond, int64_t uncond) {
+  const RescaleArgs a = make_rescale_args(rows, terms, table, step, cond, uncond);
   const int32_t device = rows.get_device_index();
   check_reduce(device, terms, table, step);
   const torch::stable::accelerator::DeviceGuard guard(device);

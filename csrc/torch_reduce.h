@@ -49,16 +49,13 @@ inline ThresholdArgs make_threshold_args(const Tensor& rows, const Tensors& term
 }
 
 inline RescaleArgs make_rescale_args(const Tensor& rows, const Tensors& terms, const Tensor& table, const Tensor& step,
-                                     int64_t cond, int64_t uncond, double guidance, double phi) {
+                                     int64_t cond, int64_t uncond) {
   const int64_t count = static_cast<int64_t>(terms.size());
   STD_TORCH_CHECK(cond >= 0 && cond < count && uncond >= 0 && uncond < count && cond != uncond, "cond, uncond: got ",
                   cond, ", ", uncond, ", allowed are two terms of 0..", count - 1);
-  STD_TORCH_CHECK(std::isfinite(guidance), "guidance: got ", guidance, ", allowed are finite numbers");
-  STD_TORCH_CHECK(std::isfinite(phi), "phi: got ", phi, ", allowed are finite numbers");
   RescaleArgs a;
   fill_reduce_args(a, rows, terms, table, step);
   a.cond = static_cast<int32_t>(cond), a.uncond = static_cast<int32_t>(uncond);
-  a.guidance = guidance, a.phi = phi;
   return a;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from fastsample import row
 from fastsample.path import Array
 from fastsample.plan import ROLES, STARTS, Call, Plan, Slot, output_term
 
+RESCALE = [row.GUIDANCE, row.PHI]  # columns
+
 
 def checked_table(name: str, value: Any) -> Array:
     """A read-only float64 copy of rows."""
@@ -17,6 +20,20 @@ def checked_table(name: str, value: Any) -> Array:
     row.check_table(table, name)
     table.flags.writeable = False
     return table
+
+
+def told_to_rescale(options: Mapping[str, Any], calls: int) -> Array:
+    """The weights of guidance and phi ``(calls, 2)`` that options stand for: zeros without ``rescale``."""
+    phi, weights = options.get("rescale"), options.get("guidance")
+    told = np.zeros((calls, 2))
+    try:
+        if phi is not None:
+            told[:, 0], told[:, 1] = (0.0 if weights is None else weights), phi
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"options: got guidance {weights!r} and rescale {phi!r}, allowed are numbers, or {calls} weights"
+        ) from None
+    return told
 
 
 def check_plan(plan: Plan) -> None:
@@ -48,6 +65,8 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(f"step_of: must rise within 0..{plan.path.steps}, got {plan.step_of}")
     for start in plan.starts:
         _check_call(plan, "prologue", plan.prologue, start, 0)
+    if not np.array_equal(plan.table[:, RESCALE], told_to_rescale(plan.options, n)):
+        raise ValueError(f"table: columns {row.GUIDANCE} and {row.PHI} are not the guidance and rescale of the options")
     for i, (call, values) in enumerate(zip(plan.calls, plan.table, strict=True)):
         _check_call(plan, f"call {i}", call, values, output_term(1, plan.parts - 1, i > 0, plan.parts))
 

@@ -10,6 +10,7 @@ import numpy as np
 from fastsample import row
 from fastsample.path import Array, Path
 from fastsample.plan import VERSION, Call, Plan, Slot
+from fastsample.plan_checks import RESCALE, told_to_rescale
 
 
 def write(plan: Plan) -> str:
@@ -48,6 +49,9 @@ def read(text: str) -> Plan:
     if content.get("version") != VERSION:
         raise ValueError(f"text: got plan version {content.get('version')!r}, this program reads {VERSION}")
     try:
+        table = _dense(content["table"])
+        if not table[:, RESCALE].any():  # rows did not always hold what rescaled guidance is told
+            table[:, RESCALE] = told_to_rescale(content["options"], len(table))
         calls = [Call(int(a), tuple(t), tuple(o)) for a, t, o in [content["prologue"], *content["calls"]]]
         return Plan(
             solver=content["solver"],
@@ -58,7 +62,7 @@ def read(text: str) -> Plan:
             prologue=calls[0],
             starts=_dense(content["starts"]),
             calls=tuple(calls[1:]),
-            table=_dense(content["table"]),
+            table=table,
             t=content["t"],
             step_of=tuple(content["step_of"]),
             draws=content["draws"],

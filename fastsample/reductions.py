@@ -15,22 +15,21 @@ if TYPE_CHECKING:
 
 
 class Facts(NamedTuple):
-    """What a plan says of them: ratio, low and high of the threshold; phi; the weight of guidance at each call."""
+    """What a plan says of them beside its rows, which hold the weight of guidance and phi: ratio, low and high of the
+    threshold; whether guidance is rescaled."""
 
     threshold: tuple[float, ...] | None
-    phi: float | None
-    weights: tuple[float, ...]
+    rescaled: bool
     calls: tuple[Call, ...]
 
     @classmethod
     def of(cls, plan: Plan) -> Facts | None:
         """None for a plan that needs nothing of this."""
-        threshold, phi, w = (plan.options.get(name) for name in ("threshold", "rescale", "guidance"))
+        threshold, phi = plan.options.get("threshold"), plan.options.get("rescale")
         if threshold is None and phi is None:
             return None
-        weights = w if isinstance(w, (list, tuple)) else [0.0 if w is None else w] * plan.nfe
         threshold = None if threshold is None else tuple(float(v) for v in threshold)
-        return cls(threshold, None if phi is None else float(phi), tuple(float(v) for v in weights), plan.calls)
+        return cls(threshold, phi is not None, plan.calls)
 
 
 class Reductions:
@@ -53,10 +52,9 @@ class Reductions:
     def __call__(self, call: int, terms: list[Tensor], table: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Table and step for the update of a call."""
         ops, facts = torch.ops.fastsample, self._facts
-        if facts.phi is not None:
+        if facts.rescaled:
             names = facts.calls[call].terms
-            cond, uncond, weight = names.index(COND), names.index(UNCOND), facts.weights[call]
-            ops.rescale_(self._rescaled, terms, table, step, cond, uncond, weight, facts.phi)
+            ops.rescale_(self._rescaled, terms, table, step, names.index(COND), names.index(UNCOND))
             table, step = self._rescaled, self._samples
         if facts.threshold is not None:
             ops.threshold_(self._limited, terms, table, step, *facts.threshold)

@@ -18,6 +18,7 @@ COLUMNS = 48
 
 LO, HI, TIME = 32, 36, 40
 DRAW = 44  # DRAW + r
+GUIDANCE, PHI = 46, 47  # what `rescale_` reads
 
 Array = npt.NDArray[np.float64]
 
@@ -56,12 +57,13 @@ def make_row(
     limits: tuple[float, float] | None = None,
     draws: Sequence[int] = (),
     time: float = 0.0,
+    rescale: tuple[float, float] = (0.0, 0.0),
 ) -> Array:
     """One row ``(48,)`` float64.
 
     ``D`` maps term index -> P.  Each output maps term index -> W, ``"D"`` -> w, ``"xi0"``/``"xi1"`` -> G.
-    ``draws`` are the numbers of the run's draws that xi0 and xi1 are.  Raises ``ValueError`` on an index out of range
-    or a weight that is not finite.
+    ``draws`` are the numbers of the run's draws that xi0 and xi1 are; ``rescale`` is what ``rescale_`` takes from the
+    row, the weight of guidance and phi.  Raises ``ValueError`` on an index out of range or a weight that is not finite.
     """
     row = blank()
     if len(outputs) > MAX_OUTPUTS:
@@ -88,6 +90,7 @@ def make_row(
     for r, draw in enumerate(draws):
         row[DRAW + r] = draw
     row[TIME] = time
+    row[GUIDANCE], row[PHI] = rescale
     check_table(row[None], "row")
     return row
 

@@ -30,9 +30,8 @@ static int64_t threshold_body(Tensor rows, Tensors terms, Tensor table, Tensor s
   return p.at_once;
 }
 
-static int64_t rescale_body(Tensor rows, Tensors terms, Tensor table, Tensor step, int64_t cond, int64_t uncond,
-                            double guidance, double phi) {
-  const RescaleArgs a = make_rescale_args(rows, terms, table, step, cond, uncond, guidance, phi);
+static int64_t rescale_body(Tensor rows, Tensors terms, Tensor table, Tensor step, int64_t cond, int64_t uncond) {
+  const RescaleArgs a = make_rescale_args(rows, terms, table, step, cond, uncond);
   std::vector<Moments> memory(a.batch * gpu::moment_blocks(a) + 1);
   gpu::run_rescale(a, memory.data(), OnHost());
   return gpu::moment_blocks(a);
@@ -42,9 +41,7 @@ STABLE_TORCH_LIBRARY(fastsample_reduce_body, m) {
   m.def(
       "threshold_(Tensor(a!) rows, Tensor[] terms, Tensor table, Tensor step, float ratio, float low, float high, "
       "int processors, int shared_limit, bool many) -> int");
-  m.def(
-      "rescale_(Tensor(a!) rows, Tensor[] terms, Tensor table, Tensor step, int cond, int uncond, float guidance, "
-      "float phi) -> int");
+  m.def("rescale_(Tensor(a!) rows, Tensor[] terms, Tensor table, Tensor step, int cond, int uncond) -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(fastsample_reduce_body, CPU, m) {
   m.impl("threshold_", TORCH_BOX(&threshold_body));

@@ -27,6 +27,13 @@ def table_of(*weights, rows=1):
     return torch.stack([torch.from_numpy(r) for r in made])
 
 
+def told(table, guidance=7.5, phi=0.7):
+    """The table with what ``rescale_`` reads of its rows."""
+    table = table.clone()
+    table[:, row.GUIDANCE], table[:, row.PHI] = guidance, phi
+    return table
+
+
 def prediction(terms, table, step=ZERO):
     """y of the terms exactly as ``update_`` forms it, float32 or float64."""
     plain = torch.from_numpy(row.blank(len(table)))

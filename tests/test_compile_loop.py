@@ -82,6 +82,18 @@ def test_one_graph_of_the_run_serves_guidance_weights(one_batch):
         assert count.graphs == 1 and not count.breaks
 
 
+def test_one_graph_of_the_run_serves_rescaled_guidance():
+    net, x = Net(), torch.empty(SHAPE)
+    with counted() as count:
+        loop = Loop(net, plan_of("ddim", guidance=2.0, rescale=0.7))
+        run = compiled(loop)
+        for weight, phi in ((2.0, 0.7), (7.5, 0.7), ([1.0, 2.0, 3.0, 4.0], 0.3), (3.0, 0.0)):
+            plan = plan_of("ddim", guidance=weight, rescale=phi)
+            loop.load(plan)
+            assert torch.equal(run(x, keys(3, 4), **CLASSES), sample(net, SHAPE, plan=plan, seed=3, **CLASSES))
+        assert count.graphs == 1 and not count.breaks
+
+
 PLANS = {
     "scaled input": lambda: plan_of("dpmpp-2m", input_scaling="vp"),
     "three slots": lambda: plan_of("sde-dpmpp-3m", 5),

@@ -265,15 +265,3 @@ def test_auto_says_that_memory_is_short(saving):
         assert served[3][1].startswith("memory: its recordings need")
     finally:
         graph.limit(before)
-
-
-def test_auto_does_not_record_a_kind_per_weight(saving):
-    cond = torch.tensor([0.1, 0.2])
-    shared = {"steps": 20, "rescale": 0.7, "cond": cond, "uncond": cond * 0}
-
-    def net(x, t, c):
-        return torch.tanh(x) * 0.3 + c[:, None]
-
-    served = modes(net, runs=2, guidance=[1.0 + 0.1 * n for n in range(20)], **shared)
-    assert served[1] == (None, "plan: its calls are of 20 kinds, recorded are at most 16")
-    assert modes(net, runs=3, guidance=2.0, **shared)[2] == ("call list", None)

@@ -115,6 +115,27 @@ def test_nothing_is_recorded_twice():
     assert len(graph.info()["recordings"]) == 1
 
 
+def test_rescaled_guidance_is_recorded_once_for_all_weights_and_phi():
+    net, shape, labels = Net(classes=4), (3, 3, 4), torch.tensor([0, 1, 2])
+    shared = {"solver": "ddim", "steps": 20, "seed": 0, "cond": labels, "uncond": torch.full_like(labels, 3)}
+    numbers = [
+        (2.0, 0.7),
+        (7.5, 0.7),
+        (7.5, 0.0),
+        (-1.0, 1.0),
+        ([1.0 + 0.1 * n for n in range(20)], 0.5),  # each call has its own
+    ]
+    counts, made = [], []
+    for guidance, phi in numbers:
+        counts.append(captures(net, shape, guidance=guidance, rescale=phi, **shared))
+        made.append(sample(net, shape, guidance=guidance, rescale=phi, graph="on", **shared))
+    assert counts == [1, 0, 0, 0, 0]
+    assert not any(torch.equal(a, b) for n, a in enumerate(made) for b in made[:n])
+    assert torch.equal(made[2], sample(net, shape, guidance=7.5, **shared))  # phi = 0 is a factor of exactly 1
+    assert captures(net, shape, guidance=2.0, rescale=0.7, threshold=0.9, **shared) == 1
+    assert captures(net, shape, guidance=4.0, rescale=0.2, threshold=0.9, **shared) == 0
+
+
 def test_more_steps_than_there_is_room_for_are_recorded_once_more():
     net = Net()
     assert captures(net, (2, 3), solver="ddim", steps=10, seed=0) == 1

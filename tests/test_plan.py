@@ -322,6 +322,31 @@ def test_reading_checks(text, message):
         Plan.from_json(text)
 
 
+@pytest.mark.parametrize("guidance", [3.0, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+def test_rows_hold_what_rescaled_guidance_is_told(guidance):
+    plan = make_plan("dpmpp-2m", VP, guidance=guidance, rescale=0.7)
+    told = plan.table[:, [row.GUIDANCE, row.PHI]]
+    assert (told == np.stack(np.broadcast_arrays(guidance, 0.7, np.zeros(6))[:2], axis=1)).all()
+    plain = make_plan("dpmpp-2m", VP, guidance=guidance)
+    others = np.delete(plan.table, [row.GUIDANCE, row.PHI], axis=1)
+    assert (others == np.delete(plain.table, [row.GUIDANCE, row.PHI], axis=1)).all()
+    assert not plain.table[:, [row.GUIDANCE, row.PHI]].any()
+
+    content = json.loads(plan.to_json())  # as it was written before rows held them
+    for values in content["table"]:
+        del values[str(row.GUIDANCE)], values[str(row.PHI)]
+    assert Plan.from_json(json.dumps(content)) == plan
+
+    content = json.loads(plan.to_json())
+    content["table"][2][str(row.PHI)] = 0.6
+    with pytest.raises(ValueError, match="table: columns 46 and 47 are not the guidance and rescale of the options"):
+        Plan.from_json(json.dumps(content))
+    for bad in ({"rescale": "much"}, {"rescale": 0.7, "guidance": [1.0, 2.0]}, {"rescale": {}}):
+        content["options"] = bad
+        with pytest.raises(ValueError, match="options: got guidance"):
+            Plan.from_json(json.dumps(content))
+
+
 def test_registry():
     for name in names():
         assert find(name.upper().replace("-", "_")).name == name

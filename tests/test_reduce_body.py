@@ -11,7 +11,7 @@ import torch
 
 from fastsample import building, native, row
 from fastsample.ops import rescale_, threshold_
-from tests.reductions import KINDS, ZERO, layouts, table_of, values
+from tests.reductions import KINDS, ZERO, layouts, table_of, told, values
 
 ROOT = building.source_root().parent
 SHARED = 48 * 1024
@@ -104,15 +104,16 @@ def test_rescale_has_the_bits_of_the_cpu(body, dtype, n):
     samples = 1 if n > 100_000 else 3
     c, u = values("normal", (samples, n), dtype), values("normal", (samples, n), dtype, 1)
     for terms in ([c, u, c], [u.clone().unsqueeze(-1), torch.stack([c, u], -1)[..., :1], u.unsqueeze(-1)]):
-        table, step = table_of(1.0, 0.5, 0.25, rows=2), torch.arange(samples) % 2
+        table, step = told(table_of(1.0, 0.5, 0.25, rows=2)), torch.arange(samples) % 2
+        table[1, row.GUIDANCE :] = torch.tensor([-2.0, 1.0])
         rows, expected = (torch.full((samples, 48), math.nan, dtype=torch.float64) for _ in range(2))
-        body.rescale_(rows, terms, table, step, 0, 1, 7.5, 0.7)
-        rescale_(expected, terms, table, step, 0, 1, 7.5, 0.7)
+        body.rescale_(rows, terms, table, step, 0, 1)
+        rescale_(expected, terms, table, step, 0, 1)
         assert torch.equal(rows.nan_to_num(123.0), expected.nan_to_num(123.0))
 
 
 def test_rescale_step_out_of_range(body):
     x = values("normal", (2, 30), torch.float32)
     rows = torch.zeros(2, 48, dtype=torch.float64)
-    body.rescale_(rows, [x, 2 * x], table_of(1.0, 1.0), torch.tensor([0, 1]), 0, 1, 2.0, 0.5)
+    body.rescale_(rows, [x, 2 * x], told(table_of(1.0, 1.0)), torch.tensor([0, 1]), 0, 1)
     assert not rows[0, 0].isnan() and rows[1, : row.DRAW].isnan().all()

@@ -15,7 +15,7 @@ import torch
 from fastsample import native, ops, row
 from fastsample.triton import rescale as rescale_backend
 from fastsample.triton import threshold as backend
-from tests.reductions import KINDS, ZERO, layouts, table_of, values
+from tests.reductions import KINDS, ZERO, layouts, table_of, told, values
 from tests.triton_cases import fused  # noqa: F401  (an interpreter with an exact fma)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -84,7 +84,7 @@ def test_empty(shape):
     both([torch.zeros(shape)], table_of(2.0), low=4.0, high=3.0)
     rows = torch.zeros(shape[0], 48, dtype=torch.float64, device=DEVICE)
     x = torch.zeros(shape, device=DEVICE)
-    rescale_backend.rescale_(rows, [x, x], table_of(1.0, 1.0).to(DEVICE), ZERO.to(DEVICE), 0, 1, 2.0, 0.5)
+    rescale_backend.rescale_(rows, [x, x], table_of(1.0, 1.0).to(DEVICE), ZERO.to(DEVICE), 0, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -93,13 +93,14 @@ def test_rescale_has_the_bits_of_the_cpu(dtype, n):
     if INTERPRETED and dtype == torch.float64:
         dtype = torch.float16  # the interpreter has no fma of float64
     c, u = values("normal", (3, n), dtype), values("normal", (3, n), dtype, 1)
-    table, step = table_of(1.0, 0.5, 0.25, rows=2), torch.tensor([1, 0, 1])
+    table, step = told(table_of(1.0, 0.5, 0.25, rows=2)), torch.tensor([1, 0, 1])
+    table[1, row.GUIDANCE :] = torch.tensor([-2.0, 1.0])
     for terms in ([c, u, c], [u.unsqueeze(-1), torch.stack([c, u], -1)[..., :1], u.unsqueeze(-1)]):
         expected = torch.full((3, 48), math.nan, dtype=torch.float64)
-        ops.rescale_(expected, terms, table, step, 0, 1, 7.5, 0.7)
+        ops.rescale_(expected, terms, table, step, 0, 1)
         rows = torch.full_like(expected, math.nan, device=DEVICE)
         moved = [to(x) for x in terms]
-        rescale_backend.rescale_(rows, moved, table.to(DEVICE), step.to(DEVICE), 0, 1, 7.5, 0.7)
+        rescale_backend.rescale_(rows, moved, table.to(DEVICE), step.to(DEVICE), 0, 1)
         assert torch.equal(rows.cpu().nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
@@ -109,9 +110,9 @@ def test_the_dispatcher_reaches_triton_and_bad_calls_are_refused():
     with ops.use_backend("triton"):
         ops.threshold_(rows, [4 * x], table, step)
         assert (rows[:, 0] == 0.25).all()
-        ops.rescale_(rows, [x, x], table, step, 0, 1, 3.0, 0.0)
+        ops.rescale_(rows, [x, x], table, step, 0, 1)
         assert torch.equal(rows, table.expand(2, -1))
         with pytest.raises(ValueError, match="ratio: got 2.0"):
             ops.threshold_(rows, [x], table, step, 2.0)
         with pytest.raises(ValueError, match="cond, uncond: got 0, 0"):
-            ops.rescale_(rows, [x, x], table, step, 0, 0, 3.0, 0.5)
+            ops.rescale_(rows, [x, x], table, step, 0, 0)

@@ -37,8 +37,10 @@ FS_HD double root(double x) {
 #endif
 }
 
-// phi std(c) / std(e) + 1 - phi, the spreads unbiased as in torch.std: NaN for a single element.
-FS_HD double rescale_factor(const Moments& m, int64_t n, double phi) {
+// phi std(c) / std(e) + 1 - phi with the phi of the row, the spreads unbiased as in torch.std: NaN for a single
+// element.
+FS_HD double rescale_factor(const Moments& m, int64_t n, const double* row) {
+  const double phi = row[kPhi];
   if (phi == 0) return 1;
   const double count = static_cast<double>(n), degrees = static_cast<double>(n - 1);
   const double c = (m.cc - m.c * m.c / count) / degrees, e = (m.ee - m.e * m.e / count) / degrees;

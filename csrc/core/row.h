@@ -5,7 +5,7 @@
 namespace fs {
 
 constexpr int kTerms = 8, kOutputs = 3, kNoises = 2, kColumns = 48;
-constexpr int kLo = 32, kHi = 36, kTime = 40, kDraw = 44;
+constexpr int kLo = 32, kHi = 36, kTime = 40, kDraw = 44, kGuidance = 46, kPhi = 47;
 
 // A row after conversion to the compute type. Four entries of a group lie side by side: one 16-byte load in float32.
 template <class S>

@@ -30,7 +30,8 @@ template <class V, class S = typename Lane<V>::Scalar>
 void blocks(const RescaleArgs& a, int64_t sample, int64_t begin, int64_t end, Moments* to) {
   alignas(64) S c_memory[kMomentBlock], u_memory[kMomentBlock], e[kMomentBlock];
   alignas(64) Moments lanes[kLanes];
-  const S weight = static_cast<S>(a.guidance);
+  const double* row = a.table + a.step[a.per_sample_step ? sample : 0] * kColumns;
+  const S weight = static_cast<S>(row[kGuidance]);
   const S c_first = *fetch<V>(a, a.cond, sample, 0, 1, c_memory),
           u_first = *fetch<V>(a, a.uncond, sample, 0, 1, u_memory);
   const double c_shift = c_first, e_shift = guided<S>(c_first, u_first, weight);

@@ -21,9 +21,9 @@ FS_DEVICE void fold_block(Moments* moments, int n, int t) {
 FS_HD void write_rescaled(const RescaleArgs& a, int64_t sample, const Moments& sum, int t) {
   if (t >= kColumns) return;
   const int64_t step = step_of(a, sample);
+  const double* row = a.table + step * kColumns;
   a.out[sample * kColumns + t] =
-      exists(a, step) ? rescaled(a.table + step * kColumns, t, a.cond, a.uncond, rescale_factor(sum, a.numel, a.phi))
-                      : missing(t);
+      exists(a, step) ? rescaled(row, t, a.cond, a.uncond, rescale_factor(sum, a.numel, row)) : missing(t);
 }
 
 // One block of threads per block of elements. With one block per sample it also writes the row.
@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(kMomentThreads, sizeof(S) == 8 ? 4 : 8)
   const int t = threadIdx.x;
   const int64_t sample = blockIdx.x / blocks, block = blockIdx.x - sample * blocks;
   const Operand &cond = a.terms[a.cond], &uncond = a.terms[a.uncond];
-  const S weight = static_cast<S>(a.guidance);
+  const int64_t step = step_of(a, sample);
+  const S weight = exists(a, step) ? static_cast<S>(a.table[step * kColumns + kGuidance]) : S(0);
   // Pieces of four lanes at a time, or one lane after the other: registers.
   constexpr int kAt = kVector ? kReducePiece : 1;
   FS_ROLLED

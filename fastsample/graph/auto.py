@@ -10,18 +10,15 @@ from typing import Any
 
 import torch
 
-from ..plan import Plan
 from ..run import PlanRun, Run
 from . import lent
 from .drive import Drive
-from .kinds import kinds_of
 from .request import Request
 from .store import Store
 
 log = logging.getLogger("fastsample")
 
 CALLS, ROUNDS = 4, 3  # network calls that are timed, how often; the best counts
-KINDS = 16  # of the calls of a plan
 REMEMBERED = 4096  # configurations
 
 
@@ -71,14 +68,6 @@ def verdict_on(request: Request, name: Hashable) -> Verdict:
         found = Verdict()
         _verdicts.put(owner, name, found)
     return found
-
-
-def too_many(plan: Plan) -> str | None:
-    """Why a plan has too many kinds of calls for a recording each, or None."""
-    if plan.options.get("rescale") is None:  # else the weight of guidance is part of a kind
-        return None
-    kinds = len(set(kinds_of(plan)))
-    return None if kinds <= KINDS else f"plan: its calls are of {kinds} kinds, recorded are at most {KINDS}"
 
 
 def timed(device: torch.device, body: Callable[[], Any]) -> float:

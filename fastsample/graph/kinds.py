@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import row
 from ..plan import Plan
+from ..reductions import Facts
 
 Named = tuple[int, str]  # a slot: its number and its role
 
@@ -17,7 +18,7 @@ class Kind(NamedTuple):
 
     ``ask``, ``terms``, ``outputs``: as in a `fastsample.plan.Call`, slots with their role.  ``noisy``: the row uses
     noise.  ``keep``: the next row reads this call's output too.  ``told``: the update writes the next call's time.
-    ``reduce``: what thresholding and rescaled guidance are told, or None.
+    ``reduce``: what thresholding is told, and whether guidance is rescaled; None without either.
     """
 
     ask: Named
@@ -26,15 +27,16 @@ class Kind(NamedTuple):
     noisy: bool
     keep: bool
     told: bool
-    reduce: tuple[Any, ...] | None
+    reduce: tuple[tuple[float, ...] | None, bool] | None
 
 
 def kinds_of(plan: Plan) -> tuple[Kind, ...]:
     """The kind of every call of a plan."""
     roles = [slot.role for slot in plan.slots]
-    told, reduce = times_in_rows(plan), _reduce(plan)
+    told, facts = times_in_rows(plan), Facts.of(plan)
+    reduce = None if facts is None else (facts.threshold, facts.rescaled)
     kinds: list[Kind] = []
-    for i, (call, _, keep, noisy) in enumerate(plan.patterns):
+    for call, _, keep, noisy in plan.patterns:
         kinds.append(
             Kind(
                 (call.ask, roles[call.ask]),
@@ -43,7 +45,7 @@ def kinds_of(plan: Plan) -> tuple[Kind, ...]:
                 noisy,
                 keep,
                 told,
-                None if reduce is None else (*reduce[:-1], float(reduce[-1][i])),
+                reduce,
             )
         )
     return tuple(kinds)
@@ -55,12 +57,3 @@ def times_in_rows(plan: Plan) -> bool:
         return False
     first = plan.starts[:, row.TIME]
     return bool((first == plan.t[0]).all() and np.array_equal(plan.table[:-1, row.TIME], plan.t[1:]))
-
-
-def _reduce(plan: Plan) -> tuple[Any, ...] | None:
-    threshold, phi = plan.options.get("threshold"), plan.options.get("rescale")
-    if threshold is None and phi is None:
-        return None
-    weights = plan.options.get("guidance") if phi is not None else None  # else the rows alone know of them
-    limits = None if threshold is None else tuple(float(v) for v in threshold)
-    return limits, phi, np.broadcast_to(0.0 if weights is None else weights, (plan.nfe,)).astype(float)

@@ -82,8 +82,6 @@ def _chosen(request: Request, why: str | None, whole: bool, stack: ExitStack) ->
     """The way that ``"auto"`` takes."""
     if why is None and not auto.saves(request.x.device):
         why = f"{request.x.device.type}: a recorded call list saves nothing"
-    if why is None and request.plan is not None:
-        why = auto.too_many(request.plan)
     if why is None:
         try:
             name = request.name(request.conds, *_course(request))

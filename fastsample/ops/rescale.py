@@ -20,8 +20,7 @@ from .library import add_backend, lib
 from .update import compute_dtype
 
 lib.define(
-    "rescale_(Tensor(a!) rows, Tensor[] terms, Tensor table, Tensor step, int cond, int uncond, float guidance, "
-    "float phi) -> ()",
+    "rescale_(Tensor(a!) rows, Tensor[] terms, Tensor table, Tensor step, int cond, int uncond) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -33,29 +32,30 @@ def rescale_(
     step: Tensor,
     cond: int,
     uncond: int,
-    guidance: float,
-    phi: float,
 ) -> None:
     """Write into ``rows[b]`` the row of sample ``b`` with the guided prediction rescaled.
 
     With ``c = terms[cond]``, ``u = terms[uncond]`` and ``e = u + guidance (c - u)``, the row is row ``step`` with the
-    weights (``P`` and ``W``) of both terms multiplied by ``f = phi std(c) / std(e) + 1 - phi``.  The spreads are those
-    of a sample, unbiased as in ``torch.std``, from float64 sums in an order that depends on the size alone.  The factor
-    is meant for rows that take c and u in the proportion ``guidance : 1 - guidance``, as guidance of two terms does.
+    weights (``P`` and ``W``) of both terms multiplied by ``f = phi std(c) / std(e) + 1 - phi``.  ``guidance`` and
+    ``phi`` are columns 46 and 47 of that row, so each sample and each step may have its own; 46 is rounded to the
+    dtype of e, and ``phi = 0`` makes the factor 1.  The spreads are those of a sample, unbiased as in ``torch.std``,
+    from float64 sums in an order that depends on the size alone.  The factor is meant for rows that take c and u in the
+    proportion ``guidance : 1 - guidance``, as guidance of two terms does.
 
     ``rows``: ``(B, 48)`` float64.  ``terms``: 1 to 8 tensors ``(B, ...)``, each float32, bfloat16, float16 or float64,
     any strides; e is float32, or float64 if any term is.  ``table``: ``(N, 48)`` float64.  ``step``: int64 ``()`` or
-    ``(B,)``.  ``guidance``, ``phi``: finite; with ``phi = 0`` the factor is 1.
+    ``(B,)``.
 
-    Samples of one element, or whose e is constant, have no finite factor, as in the formula.  No gradient flows.
+    Samples of one element, or whose e is constant, have no finite factor, as in the formula; nor have rows whose
+    ``guidance`` or ``phi`` is not finite: the values lie on the device and are not looked at.  No gradient flows.
     Raises ``ValueError`` or ``TypeError`` before any memory is written; on an accelerator a step out of range gives a
     row of NaN.
     """
     step = step.contiguous()
     try:
-        torch.ops.fastsample.rescale_(rows, list(terms), table, step, cond, uncond, guidance, phi)
+        torch.ops.fastsample.rescale_(rows, list(terms), table, step, cond, uncond)
     except (RuntimeError, NotImplementedError) as error:  # what the kernel refused: say it better
-        check(rows, terms, table, step, cond, uncond, guidance, phi)
+        check(rows, terms, table, step, cond, uncond)
         reduce.refuse(error)
 
 
@@ -66,27 +66,20 @@ def check(
     step: Tensor,
     cond: int,
     uncond: int,
-    guidance: float,
-    phi: float,
 ) -> None:
     """Raise ``ValueError``/``TypeError`` that names the argument unless the call is well formed (reads no values)."""
     reduce.check_rows(rows, terms, table, step)
     if not (0 <= cond < len(terms) and 0 <= uncond < len(terms)) or cond == uncond:
         raise ValueError(f"cond, uncond: got {cond}, {uncond}, allowed are two terms of 0..{len(terms) - 1}")
-    for name, value in (("guidance", guidance), ("phi", phi)):
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: got {value}, allowed are finite numbers")
 
 
-def factor(c: Tensor, u: Tensor, guidance: float, phi: float) -> Tensor:
-    """``f`` of every sample, float64 ``(B,)``, of predictions ``(B, n)`` of one dtype."""
-    if phi == 0:
-        return torch.ones(c.shape[0], dtype=torch.float64, device=c.device)
-    e = u + torch.tensor(guidance, dtype=c.dtype, device=c.device) * (c - u)
+def factor(c: Tensor, u: Tensor, guidance: Tensor, phi: Tensor) -> Tensor:
+    """``f`` of every sample, float64 ``(B,)``, of predictions ``(B, n)`` of one dtype; the others are ``(B,)``."""
+    e = u + guidance.to(c.dtype)[:, None] * (c - u)
     c, e = c.double(), e.double()
     count = c.shape[1]
     spread = [((x - x.mean(1, keepdim=True)).square().sum(1) / (count - 1 or math.nan)).sqrt() for x in (c, e)]
-    return phi * (spread[0] / spread[1]) + (1 - phi)
+    return torch.where(phi == 0, 1.0, phi * (spread[0] / spread[1]) + (1 - phi))
 
 
 def _reference_rescale_(
@@ -96,11 +89,9 @@ def _reference_rescale_(
     step: Tensor,
     cond: int,
     uncond: int,
-    guidance: float,
-    phi: float,
 ) -> None:
     """The definition."""
-    check(rows, terms, table, step, cond, uncond, guidance, phi)
+    check(rows, terms, table, step, cond, uncond)
     inside = reduce.steps_inside(table, step)
     batch = rows.shape[0]
     if batch == 0:
@@ -108,7 +99,7 @@ def _reference_rescale_(
     result = reduce.source_rows(table, step, inside, batch)
     dtype = compute_dtype(terms)
     c, u = (terms[j].to(dtype).reshape(batch, terms[j].numel() // batch) for j in (cond, uncond))
-    f = factor(c, u, guidance, phi)[:, None]
+    f = factor(c, u, result[:, row.GUIDANCE], result[:, row.PHI])[:, None]
     for j in (cond, uncond):
         weights = result[:, row.p(j) : row.p(j) + 4]
         result[:, row.p(j) : row.p(j) + 4] = torch.where(weights == 0, weights, weights * f)

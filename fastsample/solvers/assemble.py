@@ -112,6 +112,8 @@ def assemble(
         if limits is not None:
             values[row.LO], values[row.HI] = limits
         values[row.DRAW] = draws[i]
+        if shared["rescale"] is not None:
+            values[row.GUIDANCE], values[row.PHI] = shares[0], shared["rescale"]
         values[row.TIME] = 0.0 if last else times[i + 1]
         calls.append(Call(ask, terms, tuple(slot for slot, _, _ in outputs)))
 

@@ -15,6 +15,8 @@ _PREDICTION = tl.constexpr(32)  # columns of terms end here
 _LO = tl.constexpr(32)
 _HI = tl.constexpr(36)
 _DRAW = tl.constexpr(44)
+_GUIDANCE = tl.constexpr(46)
+_PHI = tl.constexpr(47)
 BINS = 1 << 16  # of a digit
 _BINS = tl.constexpr(BINS)
 _CHUNK = tl.constexpr(4096)  # digits looked at together when one is settled
@@ -217,25 +219,33 @@ def threshold_settle_kernel(
                          low, high)  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["blocks"])
+@triton.jit(
+    do_not_specialize=["table_rows", "blocks"],
+    do_not_specialize_on_alignment=["table", "step"],
+)
 def rescale_blocks_kernel(
     moments,  # (batch, blocks, 4) float64
     cond,
     uncond,
-    guidance: tl.float64,
+    table,
+    step,
+    table_rows,
     blocks,
     numel,
     sizes,
     strides,  # of the two terms
     WIDE: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,
     NDIM: tl.constexpr,
     INDEX: tl.constexpr,
 ):
     """The moments of one block of a sample."""
     S: tl.constexpr = tl.float64 if WIDE else tl.float32
     sample = tl.program_id(1).to(tl.int64)
+    valid, at = row_of(step, table_rows, sample, PER_SAMPLE)
+    guidance = tl.where(valid, tl.load(table + at * _COLUMNS + _GUIDANCE), 0.0)
     lane = tl.arange(0, _LANES).to(INDEX)
-    w = tl.broadcast_to(tl.full((), guidance, tl.float64).to(S), (_LANES,))
+    w = tl.broadcast_to(guidance.to(S), (_LANES,))
     zero = tl.zeros((_LANES,), INDEX)
     c0 = tl.load(_at(cond, sample, zero, numel, sizes, strides[0] if NDIM > 0 else (), NDIM)).to(S)
     u0 = tl.load(_at(uncond, sample, zero, numel, sizes, strides[1] if NDIM > 0 else (), NDIM)).to(S)
@@ -272,7 +282,6 @@ def rescale_rows_kernel(
     table_rows,
     cond,
     uncond,
-    phi: tl.float64,
     blocks,
     numel,
     PER_SAMPLE: tl.constexpr,
@@ -281,7 +290,7 @@ def rescale_rows_kernel(
     sample = tl.program_id(0).to(tl.int64)
     valid, at = row_of(step, table_rows, sample, PER_SAMPLE)
     mc, mcc, me, mee = fold_blocks(moments + sample * blocks * 4, blocks, 4)
-    phi = tl.full((), phi, tl.float64)
+    phi = tl.where(valid, tl.load(table + at * _COLUMNS + _PHI), 0.0)
     count = (tl.zeros((), tl.int64) + numel).to(tl.float64)
     degrees = count - 1.0
     c = (mcc - mc * mc / count) / degrees

@@ -25,30 +25,27 @@ def rescale_(
     step: Tensor,
     cond: int,
     uncond: int,
-    guidance: float,
-    phi: float,
 ) -> None:
     """Write the row of every sample; arguments as in ``fastsample.ops.rescale_``.
 
     A step outside the table gives a row of NaN.
     """
-    check(rows, terms, table, step, cond, uncond, guidance, phi)
+    check(rows, terms, table, step, cond, uncond)
     if table.shape[0] == 0:
         table = table.new_full((1, table.shape[1]), math.nan)
         step = step.new_full((), -1)
     for start in range(0, rows.shape[0], _MAX_BATCH):
         part = slice(start, start + _MAX_BATCH)
         steps = step[part] if step.dim() else step
-        launches = describe(rows[part], [x[part] for x in terms], table, steps, cond, uncond, guidance, phi)
+        launches = describe(rows[part], [x[part] for x in terms], table, steps, cond, uncond)
         with on(rows.device):
             for kernel, arguments, grid in launches:
                 kernel[grid](*arguments, num_warps=4, enable_fp_fusion=False)
 
 
 def describe(
-    rows: Tensor, terms: Sequence[Tensor], table: Tensor, step: Tensor, cond: int, uncond: int, guidance: float,
-    phi: float,
-) -> list[tuple[Any, tuple[Any, ...], tuple[int, ...]]]:  # fmt: skip
+    rows: Tensor, terms: Sequence[Tensor], table: Tensor, step: Tensor, cond: int, uncond: int
+) -> list[tuple[Any, tuple[Any, ...], tuple[int, ...]]]:
     """Kernel, arguments and grid of the launches of a well-formed call."""
     _, numel, sizes, strides = layout(terms, False, True)
     both = (strides[cond], strides[uncond]) if strides else ()
@@ -56,7 +53,8 @@ def describe(
     moments = torch.empty(len(rows), blocks, 4, dtype=torch.float64, device=rows.device)
     index = tl.int32 if numel + LANES * ROUNDS < 2**31 else tl.int64
     wide = compute_dtype(terms) == torch.float64
-    sums = (moments, terms[cond], terms[uncond], guidance, blocks, numel, sizes, both, wide, len(sizes), index)
-    row = (rows, moments, table, step, table.shape[0], cond, uncond, phi, blocks, numel, step.dim() == 1)
+    known, each = (table, step, table.shape[0]), step.dim() == 1
+    sums = (moments, terms[cond], terms[uncond], *known, blocks, numel, sizes, both, wide, each, len(sizes), index)
+    row = (rows, moments, *known, cond, uncond, blocks, numel, each)
     launches = [(rescale_blocks_kernel, sums, (blocks, len(rows), 1)), (rescale_rows_kernel, row, (len(rows),))]
     return launches if blocks > 0 else launches[1:]  # type: ignore[return-value]

@@ -10,7 +10,7 @@ import torch
 import fastsample
 from fastsample import native, row
 from fastsample.ops import rescale_, threshold_, update_
-from tests.reductions import KINDS, ZERO, layouts, table_of, values
+from tests.reductions import KINDS, ZERO, layouts, table_of, told, values
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,8 +57,8 @@ def test_bits_of_the_cpu(kind, dtype):
 def test_shapes(shape, dtype):
     """Few samples of 10^7 elements, many small ones, more than a launch takes; runs agree with one another."""
     x, e = values("normal", shape, dtype), values("normal", shape, dtype, 1)
-    table, step = table_of(1.4, -0.6, rows=3), torch.arange(shape[0]) % 3
-    for op, numbers in ((threshold_, (0.995, 1.0, math.inf)), (rescale_, (0, 1, 7.5, 0.7))):
+    table, step = told(table_of(1.4, -0.6, rows=3)), torch.arange(shape[0]) % 3
+    for op, numbers in ((threshold_, (0.995, 1.0, math.inf)), (rescale_, (0, 1))):
         first, expected = both(op, [x, e], table, step, *numbers)
         assert equal(first, expected)
         assert equal(both(op, [x, e], table, step, *numbers)[0], first)
@@ -68,9 +68,9 @@ def test_shapes(shape, dtype):
 @pytest.mark.parametrize("n", [1, 2, 511, 4096, 4097, 20_000, 600_001])
 def test_rescale_has_the_bits_of_the_cpu(dtype, n):
     c, u = values("normal", (2, n), dtype), values("normal", (2, n), dtype, 1)
-    assert equal(*both(rescale_, [c, u], table_of(1.0, 1.0), ZERO, 0, 1, 7.5, 0.7))
+    assert equal(*both(rescale_, [c, u], told(table_of(1.0, 1.0)), ZERO, 0, 1))
     strided = [c.unsqueeze(-1), torch.stack([u, c], -1)[..., :1]]
-    assert equal(*both(rescale_, strided, table_of(1.0, 1.0), ZERO, 0, 1, 7.5, 0.7))
+    assert equal(*both(rescale_, strided, told(table_of(1.0, 1.0)), ZERO, 0, 1))
 
 
 def test_any_strides():
@@ -83,11 +83,11 @@ def test_any_strides():
 def test_bits_of_triton(shape):
     pytest.importorskip("triton")
     x, e = values("normal", shape, torch.float32), values("normal", shape, torch.bfloat16, 1)
-    for op, numbers in ((threshold_, (0.995, 1.0, math.inf)), (rescale_, (0, 1, 7.5, 0.7))):
-        expected = both(op, [x, e], table_of(1.4, -0.6), ZERO, *numbers)[1]
+    for op, numbers in ((threshold_, (0.995, 1.0, math.inf)), (rescale_, (0, 1))):
+        expected = both(op, [x, e], told(table_of(1.4, -0.6)), ZERO, *numbers)[1]
         with fastsample.use_backend("triton"):
             rows = torch.empty(4, 48, dtype=torch.float64, device="cuda")
-            op(rows, [to(x), to(e)], table_of(1.4, -0.6).cuda(), ZERO.cuda(), *numbers)
+            op(rows, [to(x), to(e)], told(table_of(1.4, -0.6)).cuda(), ZERO.cuda(), *numbers)
         assert equal(rows.cpu(), expected)
 
 
@@ -107,14 +107,14 @@ def test_nan_and_steps_out_of_range_stay_in_their_samples(shape, bad):
 @pytest.mark.parametrize("shape", [(4, 256), (2, 200_000)])
 def test_a_captured_graph_replays_eager(shape):
     """Both ops and update in one graph; replays with other data give what eager calls give: no memory is left dirty."""
-    table, step = table_of(1.4, -0.6, rows=3).cuda(), torch.zeros((), dtype=torch.int64, device="cuda")
+    table, step = told(table_of(1.4, -0.6, rows=3), 2.0).cuda(), torch.zeros((), dtype=torch.int64, device="cuda")
     table[:, row.HI + 1] = 0  # no noise
     c, u = torch.zeros(shape, device="cuda"), torch.zeros(shape, device="cuda")
     out, samples = torch.empty_like(c), torch.arange(shape[0], device="cuda")
     first, second = (torch.empty(shape[0], 48, dtype=torch.float64, device="cuda") for _ in range(2))
 
     def run():
-        rescale_(first, [c, u], table, step, 0, 1, 2.0, 0.7)
+        rescale_(first, [c, u], table, step, 0, 1)
         threshold_(second, [c, u], first, samples, 0.99)
         update_([out], [c, u], second, samples)
 

@@ -10,7 +10,8 @@ from fastsample import row
 
 from .engine import samples
 
-_tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+KEPT = 1024  # tables; none is let go of, for a graph may hold its address
+_tables: dict[tuple[torch.device, float], tuple[Tensor, Tensor]] = {}
 
 
 def rescale_noise_cfg(noise_cfg: Tensor, noise_pred_text: Tensor, guidance_rescale: float = 0.0) -> Tensor:
@@ -24,21 +25,22 @@ def rescale_noise_cfg(noise_cfg: Tensor, noise_pred_text: Tensor, guidance_resca
         dims = list(range(1, noise_cfg.dim()))
         spread = [x.std(dim=dims, keepdim=True) for x in (noise_pred_text, noise_cfg)]
         return guidance_rescale * (noise_cfg * (spread[0] / spread[1])) + (1.0 - guidance_rescale) * noise_cfg
-    table, step = _identity(noise_cfg.device)
+    table, step = _copying(noise_cfg.device, float(guidance_rescale))
     rows = torch.empty(len(noise_cfg), row.COLUMNS, dtype=torch.float64, device=noise_cfg.device)
     terms, made = [noise_cfg, noise_pred_text], torch.empty_like(noise_cfg, dtype=dtype)
-    # guidance was done: the second weight is 0
-    torch.ops.fastsample.rescale_(rows, terms, table, step, 1, 0, 0.0, float(guidance_rescale))
+    torch.ops.fastsample.rescale_(rows, terms, table, step, 1, 0)
     torch.ops.fastsample.update_([made], terms, rows, samples(len(noise_cfg), noise_cfg.device), None, [])
     return made
 
 
-def _identity(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Table and step of the row that copies its first term."""
-    if device not in _tables:
-        values = row.blank()
-        values[row.w(0, 0)] = 1.0
+def _copying(device: torch.device, phi: float) -> tuple[Tensor, Tensor]:
+    """Table and step of the row that copies its first term, rescaled by ``phi``."""
+    found = _tables.get((device, phi))
+    if found is None:
+        values = row.make_row(outputs=[{0: 1.0}], rescale=(0.0, phi))  # guidance was done: the second weight is 0
         with torch.inference_mode(False):
             table = torch.tensor(values[None], dtype=torch.float64, device=device)
-            _tables[device] = table, torch.zeros((), dtype=torch.int64, device=device)
-    return _tables[device]
+            found = table, torch.zeros((), dtype=torch.int64, device=device)
+        if len(_tables) < KEPT:
+            _tables[device, phi] = found
+    return found
