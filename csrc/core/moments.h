@@ -37,8 +37,7 @@ FS_HD double root(double x) {
 #endif
 }
 
-// phi std(c) / std(e) + 1 - phi with the phi of the row, the spreads unbiased as in torch.std: NaN for a single
-// element.
+// phi std(c) / std(e) + 1 - phi, phi of the row, the spreads unbiased as in torch.std: NaN for a single element.
 FS_HD double rescale_factor(const Moments& m, int64_t n, const double* row) {
   const double phi = row[kPhi];
   if (phi == 0) return 1;
