@@ -237,3 +237,13 @@ extern "C" __attribute__((visibility("default"))) int fastsample_call(void* boun
   fs::run_update(call.args);
   return 1;
 }
+
+// Keys (count, 2) of samples 0 .. count-1: those of the seed folded with each index.
+extern "C" __attribute__((visibility("default"))) void fastsample_keys(uint64_t seed, int64_t count, uint64_t* keys) {
+  for (int64_t sample = 0; sample < count; ++sample) {
+    uint32_t r[4];
+    fs::philox_at(seed, static_cast<uint64_t>(sample), r);
+    for (int half = 0; half < 2; ++half)
+      keys[2 * sample + half] = r[2 * half] | static_cast<uint64_t>(r[2 * half + 1]) << 32;
+  }
+}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import noise as keyed
 from .models.network import Network
+from .ops import bound
 
 Seed = int | Sequence[int] | torch.Generator | Tensor
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -35,7 +36,25 @@ def state_of(x: Any, network: Network, dtype: torch.dtype | None, device: torch.
         raise TypeError(f"x: got {type(x).__name__}, need a shape (B, ...) or a tensor") from error
     if len(shape) < 2 or min(shape) < 0:
         raise ValueError(f"x: got shape {shape}, need (B, ...) with at least two dimensions")
-    return torch.empty((), dtype=dtype or torch.float32, device=device or network.device or "cpu").expand(shape)
+    return _like(shape, dtype or torch.float32, device or network.device or "cpu")
+
+
+_known: dict[Any, Tensor] = {}  # on the CPU: nobody writes to them
+
+
+def _like(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A tensor without memory."""
+    if torch.compiler.is_compiling() or not bound.free():
+        return torch.empty((), dtype=dtype, device=device).expand(shape)
+    known = _known.get((shape, dtype, device))
+    if known is None:
+        with torch.inference_mode(False):
+            known = torch.empty((), dtype=dtype, device=device).expand(shape)
+        if known.is_cpu:
+            if len(_known) >= 64:
+                _known.clear()
+            _known[shape, dtype, device] = known
+    return known
 
 
 def start_of(x: Any, start: int | float | None) -> tuple[str, int | float | None]:

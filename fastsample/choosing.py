@@ -13,7 +13,7 @@ from .models.ladder import Ladder
 from .models.network import Network
 from .path import Path
 from .plan import Plan, make_plan
-from .run import Run
+from .protocol import Run
 
 if TYPE_CHECKING:
     from .schedules import Schedule

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .run import Run, StepInfo
+from .protocol import Run, StepInfo
 
 
 class Recorder:

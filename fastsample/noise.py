@@ -47,11 +47,16 @@ def keys(
     with index 0 of their own (sample ids are not folded in).  ``sample_ids``: how many samples (``0..B-1``), or their
     global indices ``(B,)``.  Raises ``ValueError`` for a seed or an index out of range.
     """
-    few = isinstance(sample_ids, int) and 0 <= sample_ids <= _FEW and not torch.compiler.is_compiling()
-    if isinstance(seed, int) and isinstance(sample_ids, int) and few:
+    if isinstance(seed, int) and isinstance(sample_ids, int) and sample_ids >= 0 and not torch.compiler.is_compiling():
+        from .ops import bound  # which needs this module
+
         root = _check_seed(seed)
-        made = [_folded(root, sample) for sample in range(sample_ids)]
-        return torch.tensor(made, dtype=torch.uint64, device=device).reshape(-1, 2)
+        out = torch.empty((sample_ids, 2), dtype=torch.uint64)
+        if type(out) is Tensor and bound.write_keys(root, out):
+            return out if device is None else out.to(device)
+        if sample_ids <= _FEW:
+            made = [_folded(root, sample) for sample in range(sample_ids)]
+            return torch.tensor(made, dtype=torch.uint64, device=device).reshape(-1, 2)
     ids = _sample_ids(sample_ids)
     if isinstance(seed, (int, np.integer)):
         root = _check_seed(seed if isinstance(seed, int) else int(seed))

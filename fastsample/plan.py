@@ -69,7 +69,7 @@ class Plan:
     draws: int
     targets: Array | None = None
     parts: int = 1
-    _devices: dict[str, DevicePlan] = field(default_factory=dict, init=False, repr=False)
+    _devices: dict[Any, DevicePlan] = field(default_factory=dict, init=False, repr=False)
     _text: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -114,6 +114,11 @@ class Plan:
         first: dict[Pattern, int] = {}
         return tuple(first.setdefault(pattern, i) for i, pattern in enumerate(self.patterns))
 
+    @functools.cached_property
+    def noisy_starts(self) -> tuple[bool, ...]:
+        """Per start whether its row uses noise."""
+        return tuple(bool(weights.any()) for weights in self.starts[:, NOISE_WEIGHTS])
+
     @property
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of ``to_json()``: names the plan in reports."""
@@ -148,16 +153,19 @@ class Plan:
         """The table, the starts and the step indices as tensors on ``device``; made once per device."""
         import torch
 
-        key = str(torch.device(device))
+        if device in self._devices:  # a torch.device of before
+            return self._devices[device]
+        key = torch.device(device)
         if key not in self._devices:
-            steps = torch.arange(max(self.nfe, len(STARTS)), dtype=torch.int64, device=device)
-            told = self.t if self.targets is None else np.stack([self.t, self.targets], axis=-1)
-            self._devices[key] = DevicePlan(
-                torch.tensor(self.table, dtype=torch.float64, device=device),
-                torch.tensor(self.starts, dtype=torch.float64, device=device),
-                tuple(steps.unbind(0)),
-                torch.tensor(told, dtype=torch.float64, device=device),
-            )
+            with torch.inference_mode(False):  # for runs that want gradients too
+                steps = torch.arange(max(self.nfe, len(STARTS)), dtype=torch.int64, device=device)
+                told = self.t if self.targets is None else np.stack([self.t, self.targets], axis=-1)
+                self._devices[key] = DevicePlan(
+                    torch.tensor(self.table, dtype=torch.float64, device=device),
+                    torch.tensor(self.starts, dtype=torch.float64, device=device),
+                    tuple(steps.unbind(0)),
+                    torch.tensor(told, dtype=torch.float64, device=device),
+                )
         return self._devices[key]
 
     def to_json(self) -> str:

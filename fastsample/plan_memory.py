@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -86,6 +86,7 @@ class DevicePlan:
     steps: tuple[torch.Tensor, ...]
     told: torch.Tensor
     _times: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict, repr=False)
+    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)  # `PlanRun.leave`
 
     def times(self, batch: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """Per call the times ``(batch,)`` or ``(batch, 2)`` told to the network: new memory, a network may write it."""

@@ -42,6 +42,13 @@ class Repeats:
         wanted = type(x) is Tensor and x.is_cpu and x.numel() <= LARGE and plan.nfe > FEW
         return Repeats(plan, steps) if wanted and bound.free() else None
 
+    def prepare(
+        self, call: int, outs: list[Tensor], terms: list[Tensor], table: Tensor, step: Tensor, key: Tensor | None
+    ) -> None:
+        """Bind the calls of the pattern of ``call`` now, with examples of the network's outputs."""
+        made = bound.bind(outs, terms, table, step, key)
+        self._kinds[self._alike[call]] = None if made is None else _Kind(made, outs, self._patterns[call], terms)
+
     def __call__(
         self, call: int, outs: list[Tensor], terms: list[Any], table: Tensor, step: Tensor, key: Tensor | None
     ) -> bool:
@@ -53,14 +60,13 @@ class Repeats:
             kind = self._kinds[alike]
         except KeyError:  # its first turn
             pattern = self._patterns[call]
-            made = None
-            if self._alike.count(alike) > FEW and all(map(_usual, (terms[n] for n, *_ in pattern.places))):
-                made = bound.bind(outs, terms, table, step, key)
-            kind = self._kinds[alike] = None if made is None else _Kind(made, outs, pattern, terms)
+            if self._alike.count(alike) > FEW and all(map(usual, (terms[n] for n, *_ in pattern.places))):
+                self.prepare(call, outs, terms, table, step, key)
+            kind = self._kinds.setdefault(alike, None)
         return kind is not None and kind(self._steps + 8 * call, terms)
 
 
-def _usual(x: Any) -> bool:
+def usual(x: Any) -> bool:
     """Whether the address of a tensor says where its elements are, in order."""
     return type(x) is Tensor and x.is_cpu and x.is_contiguous() and not x.is_neg()
 
@@ -84,7 +90,7 @@ class _Kind:
                 return False
         for n, place, dtype in self._watched:
             x = terms[n]
-            if not (_usual(x) and x.dtype is dtype and x.shape == shape):
+            if not (usual(x) and x.dtype is dtype and x.shape == shape):
                 return False
             addresses[place] = x.data_ptr()
         addresses[0] = step

@@ -6,9 +6,7 @@ the network's output (a pair under guidance), and returns when the state is fina
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,64 +18,21 @@ from .given import Noise as Noise
 from .given import Recorded as Recorded
 from .given import check_apart
 from .given import check_output as check_output
+from .kept import Kept, place_of
+from .ops import bound
 from .plan import STARTS, output_of
 from .plan_memory import NOISE_WEIGHTS
 from .profiling.ranges import ranged
+from .protocol import Asks as Asks
+from .protocol import Output as Output
+from .protocol import Run as Run
+from .protocol import StepInfo as StepInfo
 from .reductions import Reductions
 from .repeats import Repeats
 
 if TYPE_CHECKING:
     from .plan import Call, Plan
     from .traced import RunPattern
-
-Output = Tensor | tuple[Tensor, Tensor]
-Asks = Generator[tuple[Tensor, Tensor], Output, None]
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """Where a run is, after network call ``call`` and its update.
-
-    ``x`` ``(B, ...)`` is the live state, not a copy: clone what you keep. ``denoised`` is the network's estimate of the
-    data at this call, shaped like ``x``, if it was asked for. ``t`` is what the network was told. ``step`` counts
-    intervals of the path, of which some solvers take several calls. A change of ``x`` in place is seen by the next call
-    unless the plan has a slot ``"input"`` (a scaled copy for the network, already written).
-    """
-
-    call: int
-    step: int
-    calls: int | None
-    steps: int | None
-    t: float
-    x: Tensor
-    denoised: Tensor | None = None
-
-
-class Run(Protocol):
-    """What a loop needs of a sampler at work.
-
-    It may also have ``stats()``, a mapping of JSON values for reports, asked for when the run has ended.
-    """
-
-    guided: bool
-    """Whether it wants a pair of outputs."""
-
-    @property
-    def calls(self) -> int | None:
-        """How many calls there will be; None if nobody knows."""
-
-    @property
-    def state(self) -> Tensor:
-        """The state ``(B, ...)`` as it is now."""
-
-    def asks(self) -> Asks:
-        """Yields ``(x, t)``, is sent the network's output."""
-
-    def info(self, call: int) -> StepInfo:
-        """Where the run is after this call."""
-
-    def ends_step(self, call: int) -> bool:
-        """Whether the state after this call is one of the path."""
 
 
 class PlanRun:
@@ -95,6 +50,7 @@ class PlanRun:
             function of the number of the draw, called after the network, right before the update that uses it.
         input_dtype: of the slot that holds the network's scaled input. None: that of ``x``.
         grad: run the functional update, which gradients pass through, on new tensors in each step.
+        reuse: take the memory that an earlier run has left, and have `finish` called at the end (`fastsample.kept`).
 
     Raises:
         ValueError: an unknown start, noise missing or of another shape.
@@ -110,6 +66,7 @@ class PlanRun:
         noise: Noise | None = None,
         input_dtype: torch.dtype | None = None,
         grad: bool = False,
+        reuse: bool = False,
     ) -> None:
         if start not in STARTS:
             raise ValueError(f"start: got {start!r}, allowed are {', '.join(STARTS)}")
@@ -119,23 +76,56 @@ class PlanRun:
         self.guided = plan.guided
         pair = _parts(plan, x, start)
         x = pair[0]
-        self._key, self._noise = key, None if noise is None else Recorded(noise, plan.draws)
-        with torch.inference_mode(False):  # kept by the plan for later runs, which may want gradients
-            self._device = plan.to(x.device)
-            bank = Bank(plan, x, input_dtype)  # a compiled network tells inference tensors from others
-        self._slots, self._asked = bank.tensors, bank.asked
-        self._dtypes = [slot.dtype for slot in bank.tensors]
-        self._denoised = bank.names.index("x0") if "x0" in bank.names else None
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with torch.inference_mode(False):
-            self._t = self._device.times(len(x), wide)
+        self._key: Tensor | None = None
+        self._noise = None if noise is None else Recorded(noise, plan.draws)
+        self._device = plan.to(x.device)
+        names = [slot.name for slot in plan.slots]
+        self._denoised = names.index("x0") if "x0" in names else None
+        # a network of one part alone will do where nothing is asked of the other
+        self._also = x.shape if plan.parts == 2 and len(plan.said) == 1 else None
         self._reduce = Reductions.of(plan, x)
         if self._reduce is not None and grad:
             raise ValueError("grad: no gradient passes through thresholding or rescaled guidance")
-        # a network of one part alone will do where nothing is asked of the other
-        self._also = x.shape if plan.parts == 2 and len(plan.said) == 1 else None
+        plain = reuse and not grad and noise is None and self._reduce is None
+        self._place = place_of(plan, x, key, input_dtype) if plain else None
+        left = None if self._place is None else self._device.kept.pop(self._place, None)
+        self._held = left is False  # somebody did hold it, and will again
+        self._kept = left if isinstance(left, Kept) else self._make(x, key, input_dtype, left or None)
+        if self._kept is not None and key is not None:
+            self._slots, self._asked, self._t, self._prepared, self._key = self._kept.load(key)
+        self._said: torch.dtype | None = None
         self._begin(pair, start)
-        self._prepared = [] if grad else self._prepare()
+
+    def _make(
+        self, x: Tensor, key: Tensor | None, input_dtype: torch.dtype | None, said: torch.dtype | None
+    ) -> Kept | None:
+        """New memory; to be kept, if it is known from an earlier run what the network says."""
+        plan = self.plan
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        with torch.inference_mode(False):  # kept for later runs, which may want gradients
+            bank = Bank(plan, x, input_dtype)  # a compiled network tells inference tensors from others
+            self._t = self._device.times(len(x), wide)
+            self._key = key if said is None or key is None else key.clone()  # memory of its own
+        self._slots, self._asked = bank.tensors, bank.asked
+        self._prepared = [] if self.grad else self._prepare()
+        if said is None or self._key is None or not bound.free():
+            return None
+        return Kept(plan, self._device, self._slots, self._asked, self._t, self._prepared, self._key, said)
+
+    def finish(self) -> Tensor:
+        """The state as a tensor of the caller; the run is over, and the next one may have its memory."""
+        place, kept, state = self._place, self._kept, self._slots[0]
+        if kept is not None:
+            with torch.inference_mode(False):
+                state = state.clone()
+        if place is not None and self._said is not None:
+            left = self._device.kept
+            left.clear()  # of the last kind of run alone
+            if kept is not None:
+                self._held = not kept.unheld()
+            left[place] = False if self._held else self._said if kept is None else kept
+        self._kept = self._place = None
+        return state
 
     @property
     def state(self) -> Tensor:
@@ -177,7 +167,11 @@ class PlanRun:
         table, reduce = self._device.table, self._reduce
         late = self._noise is not None and self._noise.late
         plain = apply is op and reduce is None and self._noise is None
-        repeat = Repeats.of(self.plan, self._device.steps, self.state) if plain else None
+        repeat: Repeats | None = None
+        if plain and self._kept is not None:
+            repeat = self._kept.repeats if bound.free() else None
+        elif plain:
+            repeat = Repeats.of(self.plan, self._device.steps, self.state)
         before: Any = None
         out: Any = None
         for call, (ask, outs, terms, step, key, noise, places, keep) in enumerate(self._prepared):
@@ -226,11 +220,12 @@ class PlanRun:
 
     def _casts(self, terms: list[Tensor], call: Call) -> list[torch.dtype]:
         """Dtypes of the outputs of a call for the functional update; none if all are that of the first term."""
-        dtypes = [self._dtypes[j] for j in call.outputs]
+        dtypes = [self._slots[j].dtype for j in call.outputs]
         return [] if all(dtype == terms[0].dtype for dtype in dtypes) else dtypes
 
     def _check(self, told: Any) -> None:
         check_output(told, next(iter(self._asked.values())), guided=self.guided, also=self._also)
+        self._said = told[0].dtype if self.guided else told.dtype
 
     def _part(self, out: Tensor, part: int) -> Tensor:
         """A part of what the network said: a view."""
@@ -240,6 +235,10 @@ class PlanRun:
     def _begin(self, pair: tuple[Tensor, ...], start: str) -> None:
         outputs = self.plan.prologue.outputs
         row_number = STARTS.index(start)
+        if self._kept is not None and bound.free():
+            key = self._key if self.plan.noisy_starts[row_number] else None
+            if self._kept.begin(pair[0], start, key):
+                return
         key, noise = self.noises(self.plan.starts[row_number])
         table, step = self._device.starts, self._device.steps[row_number]
         if self.grad:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..given import check_output
 from ..plan import STARTS, Plan, output_of
-from ..plan_memory import NOISE_WEIGHTS
 from ..profiling.ranges import range_of
 from ..reductions import Reductions
 from ..run import PlanRun, _parts
@@ -125,7 +124,7 @@ class Steps:
     def _start(self, plan: Plan, x: Tensor, start: str, slots: list[Tensor]) -> None:
         """Write the start of a run: the prologue's row, applied at once."""
         number = STARTS.index(start)
-        noisy = bool(plan.starts[number][NOISE_WEIGHTS].any())
+        noisy = plan.noisy_starts[number]
         rows = plan.to(self.memory.device)
         outs = [slots[j] for j in plan.prologue.outputs]
         key = self.memory.key if noisy else None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..procedures.registry import Setting
 from ..profiling.ranges import range_of
-from ..run import Run
+from ..protocol import Run
 from . import lent, trees
 from .drive import Drive
 from .recorders import Recorder, Turn

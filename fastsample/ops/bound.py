@@ -16,31 +16,43 @@ from torch import Tensor
 
 from . import library
 
-_functions: tuple[Any, Any] | None = None
+_functions: tuple[Any, Any, Any] | None = None
+_NATIVE = ("auto", "native")
 _modes = torch._C._len_torch_dispatch_stack
 _overrides = torch._C._len_torch_function_stack
 _profiled = torch._C._autograd._profiler_enabled
 
 
 def free() -> bool:
-    """Whether nobody watches the dispatcher, so that a call may go past it: no mode, no profiler, no compiler."""
-    return not (_modes() or _overrides() or _profiled() or torch.compiler.is_compiling())
+    """Whether a call may go past the dispatcher: no mode, no profiler, no compiler, no other backend asked for."""
+    watched = _modes() or _overrides() or _profiled() or torch.compiler.is_compiling()
+    return not watched and library.forced() in _NATIVE
 
 
-def _loaded() -> tuple[Any, Any] | None:
-    """Call and unbind of the loaded CPU library; None if another backend serves the CPU."""
+def _loaded() -> tuple[Any, Any, Any] | None:
+    """Call, unbind and keys of the loaded CPU library; None if another backend serves the CPU."""
     global _functions
     from .. import native
 
-    if library.forced() not in ("auto", "native") or not native.load_for("cpu"):
+    if library.forced() not in _NATIVE or not native.load_for("cpu"):
         return None
     if _functions is None:
         found = ctypes.CDLL(native.loaded_from("cpu"))
-        call, unbind = found.fastsample_call, found.fastsample_unbind
+        call, unbind, keys = found.fastsample_call, found.fastsample_unbind, found.fastsample_keys
         call.argtypes, call.restype = (ctypes.c_void_p, ctypes.c_void_p), ctypes.c_int
         unbind.argtypes, unbind.restype = (ctypes.c_void_p,), None
-        _functions = call, unbind
+        keys.argtypes, keys.restype = (ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p), None
+        _functions = call, unbind, keys
     return _functions
+
+
+def write_keys(seed: int, keys: Tensor) -> bool:
+    """Write the keys of samples 0 .. B-1 into new memory ``(B, 2)`` uint64; False if no library is in use so far."""
+    functions = _functions and _loaded()
+    if functions is None or not keys.is_cpu:
+        return False
+    functions[2](seed, len(keys), keys.data_ptr())
+    return True
 
 
 class Bound:
@@ -52,7 +64,7 @@ class Bound:
 
     __slots__ = ("__weakref__", "_at", "_call", "_handle", "_table", "addresses")
 
-    def __init__(self, handle: int, size: int, table: Tensor, functions: tuple[Any, Any]) -> None:
+    def __init__(self, handle: int, size: int, table: Tensor, functions: tuple[Any, Any, Any]) -> None:
         self._handle, self._call, self._table = ctypes.c_void_p(handle), functions[0], table  # the table is read
         self.addresses = (ctypes.c_int64 * size)()
         self._at = ctypes.c_void_p(ctypes.addressof(self.addresses))

@@ -12,7 +12,7 @@ from fastsample.procedures.kernel_moves import kick, move, proposal
 from fastsample.procedures.kernel_run import KernelRun, whole
 from fastsample.procedures.kernel_target import Combo, denoised
 from fastsample.procedures.registry import Setting
-from fastsample.run import Asks
+from fastsample.protocol import Asks
 from fastsample.solvers.assemble import _positive
 
 

@@ -22,7 +22,7 @@ from fastsample.procedures.kernel_run import KernelRun, Rows, whole
 from fastsample.procedures.kernel_target import Combo, denoised, mix
 from fastsample.procedures.registry import Setting
 from fastsample.profiling.ranges import ranged
-from fastsample.run import Asks, Output
+from fastsample.protocol import Asks, Output
 from fastsample.solvers.assemble import _positive
 from fastsample.solvers.registry import check_range
 

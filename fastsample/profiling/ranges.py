@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..protocol import Run
 
 DOMAIN = "fastsample"
 TOOL_VARIABLE = "NVTX_INJECTION64_PATH"  # names the library that listens to nvtx
