@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastsample import row
 from fastsample.path import Array, Path, _frozen
 from fastsample.plan_memory import COND as COND
 from fastsample.plan_memory import NOISE_WEIGHTS, Pattern, patterns_of
@@ -46,7 +47,8 @@ class Plan:
             the step of the path it belongs to (N for a final denoising call).
         targets: None, or the second time told at each call ``(calls,)``, to networks of two times.
         draws: number of draws of the run.  Draw 0 is the start; noise r of call i is draw 1 + i, or 1 + 2i + r in a
-            plan with two noises per row, 2 + 2i + r in one of two parts, whose start takes draws 0 and 1.
+            plan with two noises per row, 2 + 2i + r in one of two parts, whose start takes draws 0 and 1.  A row may
+            make the noise of the call before again, as its noise 1.
         parts: 1, or 2: the network sees and returns ``(B, 2 C, ...)`` for data ``(B, C, ...)``; slots 0 and 1, then 2
             and 3, ... are the halves of one packed tensor along dimension 1, and rows are written in terms of halves.
             The result is slot 0.  A slot of role ``"x0"`` has the shape of the data.
@@ -94,6 +96,25 @@ class Plan:
         return tuple(slot for slot in self.slots if slot.role == "x0")
 
     @functools.cached_property
+    def shown(self) -> tuple[int, ...]:
+        """Per call the slot that holds its x0_hat afterwards; none in a plan without previews.
+
+        The slot of role ``"x0"``, or where a row has no output left for it, the slot of the history, to which it writes
+        D itself: what the next call reads, so that a callback must not change it.
+        """
+        if not self.previews:
+            return ()
+        own, shown = self.slots.index(self.previews[0]), []
+        for call, values in zip(self.calls, self.table, strict=True):
+            plain = [
+                slot
+                for k, slot in enumerate(call.outputs)
+                if values[row.w_d(k)] == 1.0 and not any(values[row.w(k, j)] for j in range(row.MAX_TERMS))
+            ]
+            shown.append(own if own in call.outputs else plain[-1])
+        return tuple(shown)
+
+    @functools.cached_property
     def guided(self) -> bool:
         """Whether rows use a conditional and an unconditional output."""
         return any(branch for pattern in self.patterns for _, branch, _, _ in pattern.places)
@@ -136,7 +157,10 @@ class Plan:
         return start
 
     def with_denoised(self) -> Plan:
-        """The same plan with a slot ``"x0"`` that every call fills with its x0_hat (after clipping)."""
+        """The same plan with a slot ``"x0"`` that every call fills with its x0_hat (after clipping), see ``shown``.
+
+        Raises ``ValueError`` for rows that are not those of its solver, and where a row has no output left.
+        """
         if any(slot.role == "x0" for slot in self.slots):
             return self
         options = dict(self.options)
@@ -239,7 +263,7 @@ def make_plan(
         sigma_data: of the EDM scalings.
         init_sigma: standard deviation of the start from noise; default sigma_0.
         denoise: one more call at the last level, whose x0_hat is the result.
-        denoised: write x0_hat of every call to a slot ``"x0"``.
+        denoised: write x0_hat of every call to a slot ``"x0"`` (``Plan.shown``).
         **options: the solver's own, see ``fastsample.solvers.describe(name)``.  A callable of a ``Level`` stands for
             its values at the levels of the path.
 
@@ -258,22 +282,24 @@ def make_plan(
         if callable(option):
             options[name] = [float(option(level)) for level in path.levels()]
     values = registry.complete(entry, options)
-    steps = entry.steps(path, **values)
+    shared: dict[str, Any] = {
+        "options": options,
+        "prediction": prediction,
+        "guidance": guidance,
+        "time": time,
+        "input_scaling": input_scaling,
+        "clip": clip,
+        "threshold": threshold,
+        "rescale": rescale,
+        "sigma_data": sigma_data,
+        "init_sigma": init_sigma,
+        "denoise": denoise,
+        "denoised": denoised,
+    }
     make = assemble.assemble if entry.model != "phase-space" else phase_assemble.assemble
-    return make(
-        entry.name,
-        path,
-        steps,
-        options=options,
-        prediction=prediction,
-        guidance=guidance,
-        time=time,
-        input_scaling=input_scaling,
-        clip=clip,
-        threshold=threshold,
-        rescale=rescale,
-        sigma_data=sigma_data,
-        init_sigma=init_sigma,
-        denoise=denoise,
-        denoised=denoised,
-    )
+    try:
+        return make(entry.name, path, entry.steps(path, **values), **shared)
+    except assemble.RowFullError:
+        if not entry.lean or not all(values[name] is None for name in entry.lean):
+            raise
+        return make(entry.name, path, entry.steps(path, **{**values, **entry.lean}), **shared)

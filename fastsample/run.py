@@ -155,7 +155,7 @@ class PlanRun:
             steps=self.plan.path.steps,
             t=float(self.plan.t[call]),
             x=self.state,
-            denoised=None if self._denoised is None else self._slots[self._denoised],
+            denoised=None if self._denoised is None else self._slots[self.plan.shown[call]],
         )
 
     def asks(self) -> Asks:

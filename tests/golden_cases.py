@@ -96,6 +96,6 @@ class Replay:
             if replace is not None:
                 bank[0] = replace(i, bank[0])
             self.states.append(bank[0])
-            if plan.slots[-1].role == "x0":
-                self.previews.append(np.broadcast_to(bank[len(plan.slots) - 1], x.shape))  # a row may be all zeros
+            if plan.shown:
+                self.previews.append(np.broadcast_to(bank[plan.shown[i]], x.shape))  # a row may be all zeros
         self.x = bank[0]

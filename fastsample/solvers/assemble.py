@@ -11,7 +11,7 @@ import numpy as np
 from fastsample import predictions, row
 from fastsample.path import Level, Path
 from fastsample.plan import COND, UNCOND, Call, Plan, Slot
-from fastsample.solvers.express import Combo, Network, express, predict, write
+from fastsample.solvers.express import Combo, D, Network, express, predict, write
 from fastsample.solvers.step import Mix, Step
 
 TIMES = ("t", "log-snr", "sigma", "log-sigma", "index")
@@ -90,16 +90,13 @@ def assemble(
             outputs.append((history[i], made.kept, 1.0))
         if scaled and not last:
             outputs.append((ask, x, kappas[i + 1]))
-        if shared["denoised"]:
-            outputs.append((len(slots) - 1, made.x0, 1.0))
         outputs += [(named[name], combo, 1.0) for name, combo in made.keep.items()]
+        # where no output is left, the preview is the history, if that is x0_hat (`Plan.shown`)
+        same = i in history and made.kept == made.x0 == D
+        if shared["denoised"] and not (same and len(outputs) == row.MAX_OUTPUTS):
+            outputs.append((len(slots) - 1, made.x0, 1.0))
         if len(outputs) > row.MAX_OUTPUTS:
-            blame = "denoised" if shared["denoised"] else "input_scaling"
-            raise ValueError(
-                f"{blame}: a row of {solver!r} with history, kept tensors, scaled input and x0 preview would have "
-                f"{len(outputs)} outputs, allowed are {row.MAX_OUTPUTS}; let the network scale its own input "
-                "(input_scaling='none')"
-            )
+            raise RowFullError(_full(solver, len(outputs), bool(shared["denoised"]), scaled))
         shares = (1.0,) if weights is None else (weights[i], 1.0 - weights[i])
         columns: dict[str | int, list[tuple[int, float]]] = {"x": [(0, 1.0)]}
         columns["e"] = [(memory + k, share) for k, share in enumerate(shares)]
@@ -114,6 +111,8 @@ def assemble(
         values[row.DRAW] = draws[i]
         if shared["rescale"] is not None:
             values[row.GUIDANCE], values[row.PHI] = shares[0], shared["rescale"]
+        if step.past:
+            values[row.DRAW + 1] = draws[i - 1]
         values[row.TIME] = 0.0 if last else times[i + 1]
         calls.append(Call(ask, terms, tuple(slot for slot, _, _ in outputs)))
 
@@ -135,6 +134,24 @@ def assemble(
         targets=targets,  # type: ignore[arg-type]  # made an array there
         step_of=tuple(step.index for step in steps),
         draws=1 + max(draws) if noisy else 1,
+    )
+
+
+class RowFullError(ValueError):
+    """A row would write more tensors than it has outputs."""
+
+
+def _full(solver: str, count: int, denoised: bool, scaled: bool) -> str:
+    ways = []
+    if scaled:
+        ways.append("let the network scale its own input (input_scaling='none')")
+    if denoised:
+        ways.append("do without denoised")
+        ways.append("take a solver whose history is x0_hat, as dpmpp-2m, unipc and heun")
+    return (
+        f"{'denoised' if denoised else 'input_scaling'}: a row of {solver!r} writes state, history and kept tensors"
+        f"{', scaled input' * scaled}{', x0 preview' * denoised}: {count} outputs, allowed are {row.MAX_OUTPUTS}; "
+        + ", or ".join(ways)
     )
 
 

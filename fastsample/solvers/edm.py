@@ -90,8 +90,13 @@ def dpmpp_2s_ancestral(path: Path, *, eta: float, s_noise: float, schedule: str 
     return steps
 
 
-def dpmpp_sde(path: Path, *, eta: float, s_noise: float, r: float, schedule: str | None) -> list[Step]:
-    """DPM-Solver++ 2S on the SDE with noise in both calls; what the second needs of the start is kept."""
+def dpmpp_sde(
+    path: Path, *, eta: float, s_noise: float, r: float, schedule: str | None, anchored: bool | None
+) -> list[Step]:
+    """DPM-Solver++ 2S on the SDE with noise in both calls; what the second needs of the start is kept.
+
+    ``anchored``: False: it is recovered instead, with the noise of the first made again, where that is possible.
+    """
     check_range("eta", eta, 0.0)
     check_range("s_noise", s_noise, 0.0)
     if not 0.0 < check_range("r", r, 0.0, 1.0) <= 1.0:
@@ -105,8 +110,9 @@ def dpmpp_sde(path: Path, *, eta: float, s_noise: float, r: float, schedule: str
         first = transfer(i, start, middle, _up(start, middle, eta), s_noise=s_noise)
         second = transfer(i, start, end, _up(start, end, eta), s_noise=s_noise)
         share, b = 1.0 / (2.0 * r), second.b[0]
-        steps.append(dataclasses.replace(first, keep={"anchor": {"x": second.a, 0: (1.0 - share) * b}}))
-        steps.append(Step(i, middle, 0.0, (share * b,), second.c, saved={"anchor": 1.0}))
+        inner = Stage(middle, first.a, first.b, first.c)
+        final = Stage(end, second.a, [(1.0 - share) * b, share * b], second.c)
+        steps += stages(i, start, [inner], final, "x0", anchored is not False or first.a == 0.0)
     return steps
 
 
@@ -247,7 +253,8 @@ add(
         order=1,
         nfe=2,
         stochastic=True,
-        options={**_ANCESTRAL, "r": 0.5, "schedule": None},
+        options={**_ANCESTRAL, "r": 0.5, "schedule": None, "anchored": None},
+        lean={"anchored": False},
     )
 )
 add(

@@ -11,7 +11,7 @@ from fastsample.solvers.step import Mix, Step
 
 Combo = dict[str | int, float]
 """Weights by source: ``"x"`` the state, ``"e"`` the network's output, ``"D"`` the prediction of the row, j > 0 the
-history, ``"xi"`` the noise, any other string a kept tensor."""
+history, ``"xi"`` the noise, ``"past"`` that of the call before, any other string a kept tensor."""
 
 D: Combo = {"D": 1.0}
 
@@ -155,12 +155,15 @@ def write(
     columns: Mapping[str | int, Sequence[tuple[int, float]]],
     factor: float = 1.0,
 ) -> None:
-    """Write one output, ``factor`` times a combination, into a row.  The noise is noise 0 of the row."""
+    """Write one output, ``factor`` times a combination, into a row.  The noise is noise 0 of the row, that of the call
+    before, made again, is noise 1."""
     for source, weight in combo.items():
         if source == "D":
             values[row.w_d(output)] += factor * weight
         elif source == "xi":
             values[row.g(output, 0)] += factor * weight
+        elif source == "past":
+            values[row.g(output, 1)] += factor * weight
         else:
             for column, share in columns[source]:
                 values[row.w(output, column)] += factor * weight * share

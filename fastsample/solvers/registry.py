@@ -25,6 +25,7 @@ class Solver:
     ``steps``, ``grid``, ``schedule``; the first two may be functions of the schedule.
     ``model``: the kind of network that it needs: ``""`` (any), ``"ladder"`` or ``"phase-space"``.
     ``steps_called``: what its paper calls the steps of the path, allowed as an option that sets their number.
+    ``lean``: values of options that are None by default, for rows that would have too many outputs without them.
     ``warns``: whether making a plan may warn about its options.
     """
 
@@ -43,6 +44,7 @@ class Solver:
     model: str = ""
     steps_called: str = "steps"
     warns: bool = False
+    lean: Mapping[str, Any] = field(default_factory=dict)
 
 
 _solvers: dict[str, Solver] = {}

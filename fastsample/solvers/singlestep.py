@@ -49,7 +49,7 @@ def singlestep(
     fixed: bool,
     orders: Sequence[int] | None,
     eta: float,
-    anchored: bool,
+    anchored: bool | None,
 ) -> list[Step]:
     """Groups of up to ``order`` calls.
 
@@ -62,7 +62,8 @@ def singlestep(
         orders: the orders of the groups themselves; their sum is the number of steps.  None: ``order_list``, with a
             last group of one where the path ends at sigma = 0.
         eta: tau^2, noise level of the SDE; fresh noise in every call, all from the start of the group.
-        anchored: keep the start of a group instead of recovering it from the stages (always so with noise).
+        anchored: keep the start of a group instead of recovering it from the stages, for which the noise of the call
+            before is made again.  None: with noise, if a row has an output for it.
     """
     check_choice("solver_type", solver_type, tuple(TYPES))
     check_choice("inner", inner, ("exact", "type"))
@@ -97,7 +98,7 @@ def _group(
     inner: str,
     third: str,
     tau2: float,
-    anchored: bool,
+    anchored: bool | None,
 ) -> list[Step]:
     start, size = levels[0], len(levels) - 1
     if size == 1 or start.alpha == 0.0 or levels[-1].sigma == 0.0 or _degenerate(levels):
@@ -111,11 +112,9 @@ def _group(
         weights = [0.0] * k
         for j, weight in zip([0, *asked], b, strict=True):
             weights[j] = weight
-        made.append((Stage(levels[k], a, weights), c))
-    rows = stages(first, start, [stage for stage, _ in made[:-1]], made[-1][0], form, anchored or tau2 > 0.0)
-    return [
-        dataclasses.replace(row, index=first + k, c=c) for k, (row, (_, c)) in enumerate(zip(rows, made, strict=True))
-    ]
+        made.append(Stage(levels[k], a, weights, c))
+    rows = stages(first, start, made[:-1], made[-1], form, tau2 > 0.0 if anchored is None else anchored)
+    return [dataclasses.replace(row, index=first + k) for k, row in enumerate(rows)]
 
 
 def _asked(k: int, size: int, solver_type: str) -> list[int]:
@@ -158,7 +157,7 @@ def _family(name: str, form: str, stochastic: bool, orders: Sequence[int], paper
             "third": "exact",
             "fixed": False,
             "orders": None,
-            "anchored": False,
+            "anchored": None,
         }
         if stochastic:
             options["eta"] = 1.0
@@ -175,6 +174,7 @@ def _family(name: str, form: str, stochastic: bool, orders: Sequence[int], paper
                 aliases=(full.replace("dpm", "dpm-solver", 1),),
                 options=options,
                 ends="clean" if form == "x0" else "noisy",
+                lean={"anchored": False} if stochastic else {},
             )
         )
 

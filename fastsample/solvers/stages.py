@@ -106,11 +106,15 @@ class Inside:
 
 @dataclass(frozen=True)
 class Stage:
-    """``y = a x + sum_j weights[j] D_j``: the state at the level ``at``, made of the step's start and its calls."""
+    """``y = a x + sum_j weights[j] D_j + c xi``: the state at the level ``at``, made of the step's start and its calls.
+
+    Each stage has a noise of its own.
+    """
 
     at: Level
     a: float
     weights: Sequence[float]
+    c: float = 0.0
 
 
 def stages(
@@ -118,15 +122,15 @@ def stages(
 ) -> list[Step]:
     """The rows of one Runge-Kutta step: calls at the start and at every inner stage.
 
-    The start is recovered from the stage's own state, x = (y - sum_j weights_j D_j) / a, so that nothing else is kept;
-    ``anchored`` keeps it (the same numbers unless somebody edits the state between the calls); with one inner stage,
-    what the last row needs of the start and of its call is one tensor.
+    The start is recovered from the stage's own state, x = (y - sum_j weights_j D_j - c xi) / a with the noise made
+    again, so that nothing else is kept; ``anchored`` keeps it (the same numbers unless somebody edits the state between
+    the calls); with one inner stage, what the last row needs of the start and of its call is one tensor.
     """
     if anchored and len(inner) == 1:
         middle = inner[0]
         whole: dict[str, Mix] = {"anchor": {"x": end.a, 0: end.weights[0]}}
-        first = Step(i, start, middle.a, (middle.weights[0],), form=form, keep=whole)
-        return [first, Step(i, middle.at, 0.0, (end.weights[1],), form=form, saved={"anchor": 1.0})]
+        first = Step(i, start, middle.a, (middle.weights[0],), middle.c, form, keep=whole)
+        return [first, Step(i, middle.at, 0.0, (end.weights[1],), end.c, form, saved={"anchor": 1.0})]
     steps = []
     before = Stage(start, 1.0, ())
     for m, after in enumerate([*inner, end]):
@@ -136,6 +140,7 @@ def stages(
             b[j] -= ratio * weight
         saved = {"anchor": after.a} if anchored and m else {}
         keep: dict[str, Mix] = {"anchor": {"x": 1.0}} if anchored and not m and inner else {}
-        steps.append(Step(i, before.at, ratio, tuple(reversed(b)), form=form, saved=saved, keep=keep))
+        mixed = tuple(reversed(b))
+        steps.append(Step(i, before.at, ratio, mixed, after.c, form, saved=saved, keep=keep, past=-ratio * before.c))
         before = after
     return steps

@@ -9,7 +9,8 @@ from fastsample.path import Level
 
 Mix = Mapping[str | int, float]
 """Weights by source: ``"x"`` the state that the network saw, 0 D of this call, j > 0 D of the j-th call before,
-``"eps"`` eps_hat made of the raw output, ``"xi"`` the noise of this call, any other string a tensor kept earlier."""
+``"eps"`` eps_hat made of the raw output, ``"xi"`` the noise of this call, ``"past"`` that of the call before, any other
+string a tensor kept earlier."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Step:
         saved: weights of tensors kept by earlier steps, by name.
         keep: tensors to keep after this call, by name: each a mix.  A kept tensor may replace the one of its name.
         draw: number of the draw that the noise is; None: 1 + the number of the call.
+        past: weight of the noise of the call before, which is made again: a state without it needs not be kept.
         to: level whose time is told second to networks of two times (where the jump of a consistency trajectory model
             ends); its t is NaN where that is not known.
     """
@@ -47,11 +49,12 @@ class Step:
     to: Level | None = None
     d: Mix | None = None
     draw: int | None = None
+    past: float = 0.0
 
     @property
     def mix(self) -> dict[str | int, float]:
         """The new state as a mix."""
-        sources: dict[str | int, float] = {"x": self.a, "eps": self.raw, "xi": self.c}
+        sources: dict[str | int, float] = {"x": self.a, "eps": self.raw, "xi": self.c, "past": self.past}
         sources.update(self.saved.items())
         sources.update(enumerate(self.b))
         return {source: weight for source, weight in sources.items() if weight}
