@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastsample import row
 from fastsample.path import Array, Path, _frozen
 from fastsample.plan_memory import COND as COND
 from fastsample.plan_memory import NOISE_WEIGHTS, Pattern, patterns_of
@@ -22,6 +21,7 @@ from fastsample.plan_memory import DevicePlan as DevicePlan
 from fastsample.plan_memory import Slot as Slot
 from fastsample.plan_memory import output_of as output_of
 from fastsample.plan_memory import output_term as output_term
+from fastsample.plan_memory import shown_by
 
 if TYPE_CHECKING:
     import torch
@@ -102,17 +102,7 @@ class Plan:
         The slot of role ``"x0"``, or where a row has no output left for it, the slot of the history, to which it writes
         D itself: what the next call reads, so that a callback must not change it.
         """
-        if not self.previews:
-            return ()
-        own, shown = self.slots.index(self.previews[0]), []
-        for call, values in zip(self.calls, self.table, strict=True):
-            plain = [
-                slot
-                for k, slot in enumerate(call.outputs)
-                if values[row.w_d(k)] == 1.0 and not any(values[row.w(k, j)] for j in range(row.MAX_TERMS))
-            ]
-            shown.append(own if own in call.outputs else plain[-1])
-        return tuple(shown)
+        return shown_by(self.calls, self.table, self.slots.index(self.previews[0])) if self.previews else ()
 
     @functools.cached_property
     def guided(self) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastsample import row
+from fastsample.path import Array
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +115,16 @@ def unpadded(rows: torch.Tensor, batch: int, rest: Sequence[int]) -> tuple[torch
     """Per call the times ``(batch, *rest)`` of `times_of`: dense views of its rows."""
     times = rows[:, : math.prod(rest, start=batch)].view(len(rows), batch, *rest)
     return times.unbind(0)
+
+
+def shown_by(calls: Sequence[Call], table: Array, own: int) -> tuple[int, ...]:
+    """Per call the slot that holds x0_hat: ``own`` where the call writes it, else the one to which it writes D itself."""
+    shown = []
+    for call, values in zip(calls, table, strict=True):
+        weights = [[values[row.w(k, j)] for j in range(row.MAX_TERMS)] for k in range(len(call.outputs))]
+        plain = [k for k, others in enumerate(weights) if values[row.w_d(k)] == 1.0 and not any(others)]
+        shown.append(own if own in call.outputs else call.outputs[plain[-1]])
+    return tuple(shown)
 
 
 def patterns_of(calls: Sequence[Call], parts: int, noisy: Sequence[bool]) -> tuple[Pattern, ...]:
