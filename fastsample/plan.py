@@ -14,14 +14,13 @@ import numpy as np
 
 from fastsample.path import Array, Path, _frozen
 from fastsample.plan_memory import COND as COND
-from fastsample.plan_memory import NOISE_WEIGHTS, Pattern, patterns_of
+from fastsample.plan_memory import NOISE_WEIGHTS, Pattern, patterns_of, shown_by
 from fastsample.plan_memory import UNCOND as UNCOND
 from fastsample.plan_memory import Call as Call
 from fastsample.plan_memory import DevicePlan as DevicePlan
 from fastsample.plan_memory import Slot as Slot
 from fastsample.plan_memory import output_of as output_of
 from fastsample.plan_memory import output_term as output_term
-from fastsample.plan_memory import shown_by
 
 if TYPE_CHECKING:
     import torch

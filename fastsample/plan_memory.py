@@ -118,7 +118,7 @@ def unpadded(rows: torch.Tensor, batch: int, rest: Sequence[int]) -> tuple[torch
 
 
 def shown_by(calls: Sequence[Call], table: Array, own: int) -> tuple[int, ...]:
-    """Per call the slot that holds x0_hat: ``own`` where the call writes it, else the one to which it writes D itself."""
+    """Per call the slot of x0_hat: ``own`` where the call writes it, else the one to which it writes D itself."""
     shown = []
     for call, values in zip(calls, table, strict=True):
         weights = [[values[row.w(k, j)] for j in range(row.MAX_TERMS)] for k in range(len(call.outputs))]

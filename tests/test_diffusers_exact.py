@@ -128,6 +128,45 @@ def test_nothing_is_drawn_for_a_zero_coefficient(name: str, config: dict[str, An
             assert drawn == (mode == "strict" or i < 3)
 
 
+@pytest.mark.parametrize("algorithm", ["data_prediction", "noise_prediction"])
+@pytest.mark.parametrize("noise", ["torch", "counter"])
+def test_sa_draws_only_where_tau_is_not_zero(noise: str, algorithm: str) -> None:
+    """tau = 1 between 200 and 800: steps before and after them draw nothing, and the numbers are those of strict."""
+    steps = 8
+    strict, exact = (made("SASolverScheduler", m, steps, noise, seed=4, algorithm_type=algorithm) for m in MODES)
+    used: dict[int, Any] = {}
+    draw = exact._draw
+
+    def recorded(*args: Any) -> Any:
+        used[exact.step_index] = draw(*args)
+        return used[exact.step_index]
+
+    def again(like: torch.Tensor, *_: Any) -> Any:
+        none = (None, exact._keys[1]) if noise == "counter" else (torch.randn_like(like), None)
+        return used.get(strict.step_index, none)
+
+    exact._draw, strict._draw = recorded, again
+    x = y = start(*SHAPE)
+    for i, t in enumerate(exact.timesteps):
+        x = exact.step(network(x, i), t, x, return_dict=False)[0]
+        assert (i in used) == (200 <= t <= 800)
+        assert (exact.last_noise is None) == (noise == "counter" or i not in used)
+    for i, t in enumerate(strict.timesteps):
+        y = strict.step(network(y, i), t, y, return_dict=False)[0]
+    assert 0 < len(used) < steps
+    assert (x - y).abs().max() <= 200 * ULP * y.abs().max()
+
+
+def test_sa_without_noise_leaves_the_generator_alone() -> None:
+    for mode in MODES:
+        ours = made("SASolverScheduler", mode, 5, tau_func=lambda t: 0.0)
+        x, g = start(*SHAPE), torch.Generator().manual_seed(1)
+        before = g.get_state()
+        for i, t in enumerate(ours.timesteps):
+            x = ours.step(network(x, i), t, x, generator=g, return_dict=False)[0]
+        assert torch.equal(before, g.get_state()) == (mode == "exact")
+
+
 @pytest.mark.parametrize("name", [n for n in OURS if n.startswith(("DPMSolverM", "DEIS", "UniPC", "SASolver"))])
 def test_an_unknown_time(name: str) -> None:
     """Stock takes the last step for it."""

@@ -18,7 +18,8 @@ from .dpm import PREDICTED, levels
 from .engine import Recipe
 from .unipc import adams_weights, chained, kept, listed
 
-Key = tuple[int, int, int, bool]  # step, predictor order, corrector order of the step before, noise of the kernel
+Key = tuple[int, int, int, str]  # step, predictor order, corrector order of the step before, what its noise was
+GIVEN, KERNEL, SILENT = "given", "kernel", "silent"
 
 
 class SASolverScheduler(Fused, diffusers.SASolverScheduler):  # type: ignore[misc]
@@ -34,6 +35,7 @@ class SASolverScheduler(Fused, diffusers.SASolverScheduler):  # type: ignore[mis
     this_predictor_order: int
     this_corrector_order: int
     lower_order_nums: int
+    _taus: tuple[float, ...]
 
     def set_timesteps(self, num_inference_steps: Any = None, device: Any = None) -> None:
         super().set_timesteps(num_inference_steps, device)
@@ -48,7 +50,8 @@ class SASolverScheduler(Fused, diffusers.SASolverScheduler):  # type: ignore[mis
             self._rows().prepare(self._run_keys(begin_index))
 
     def _extra(self) -> Hashable:
-        return tuple(float(self.tau_func(t)) for t in self.timesteps.tolist())
+        self._taus = tuple(float(self.tau_func(t)) for t in self.timesteps.tolist())
+        return self._taus
 
     def _first_keys(self, grid: Grid) -> Sequence[Hashable]:
         return self._run_keys(self.begin_index or 0)
@@ -61,9 +64,14 @@ class SASolverScheduler(Fused, diffusers.SASolverScheduler):  # type: ignore[mis
         before = 0
         for index in range(begin, len(self._times)):
             orders = self._orders(index, min(index - begin, self._depth()))
-            keys.append((index, orders[0], before, self.noise == "counter"))
+            silent = index > begin and self._silent(index - 1)
+            keys.append((index, orders[0], before, KERNEL if self.noise == "counter" else SILENT if silent else GIVEN))
             before = orders[1]
         return keys
+
+    def _silent(self, index: int) -> bool:
+        """Whether a step has no noise; stock draws it all the same, and so does strict mode."""
+        return self.mode == "exact" and (self._taus[index] == 0.0 or self._levels[index + 1] == 0.0)
 
     def _depth(self) -> int:
         return max(int(self.config.predictor_order), int(self.config.corrector_order) - 1)
@@ -77,7 +85,8 @@ class SASolverScheduler(Fused, diffusers.SASolverScheduler):  # type: ignore[mis
 
     @staticmethod
     def _recipe(grid: Grid, key: Any) -> Recipe:
-        index, order, before, counter = key
+        index, order, before, was = key
+        counter = was == KERNEL
         points, form = levels(grid), "x0" if grid.config["algorithm_type"] == "data_prediction" else "eps"
         two = "bh1" if form == "x0" else "exact"
         tau2 = [tau * tau for tau in grid.extra]
@@ -89,14 +98,14 @@ class SASolverScheduler(Fused, diffusers.SASolverScheduler):  # type: ignore[mis
             a_c, corrector, c_c = adams_weights(points, index - 1, before, form, two, tau2[index - 1], corrector=True)
             a_c, c_c = (1.0, 0.0) if counter else (a_c, c_c)  # "last" is a x + c xi of the step before
             factor, total, corrected = chained((a_c, corrector), (a, weights))
-            saved = {"last": factor, **({} if counter else {"noise": a * c_c})}
+            given = ("noise",) if was == GIVEN else ()
+            saved = {"last": factor, **dict.fromkeys(given, a * c_c)}
             mix = dict(kept("last", a_c, corrected))
             if counter:
                 mix = {**{k: a * weight for k, weight in mix.items()}, "xi": c}
-            else:
-                mix["noise"] = c_c
+            mix.update(dict.fromkeys(given, c_c))
             step = Step(index, at, 0.0, listed(total), c, form, saved=saved, keep={"last": mix})
-            reads, writes = (*reads, "last", *(() if counter else ("noise",))), ("x", "D", "last")
+            reads, writes = (*reads, "last", *given), ("x", "D", "last")
         else:
             keep = {"last": {"x": a, "xi": c}} if counter else {}
             step = Step(index, at, a, listed(weights), c, form, keep=keep)  # type: ignore[arg-type]
@@ -132,13 +141,16 @@ class SASolverScheduler(Fused, diffusers.SASolverScheduler):  # type: ignore[mis
         memory = outputs[: -1 - count : -1] if count else []
         dtypes = [sample.dtype, promoted(sample, model_output)]
         counter = self.noise == "counter"
+        was = KERNEL if counter else GIVEN if not before or self.last_noise is not None else SILENT
         if before:
-            memory = [*memory, last] if counter else [*memory, last, self.last_noise]
+            memory = [*memory, last, self.last_noise] if was == GIVEN else [*memory, last]
             dtypes.append(last.dtype)
         elif counter:
             dtypes.append(sample.dtype)
-        noise, keys = self._draw(model_output, generator, model_output.dtype)
-        made = self._take((index, orders[0], before, counter), sample, model_output, dtypes, memory, noise, keys)
+        noise = keys = None
+        if not self._silent(index):
+            noise, keys = self._draw(model_output, generator, model_output.dtype)
+        made = self._take((index, orders[0], before, was), sample, model_output, dtypes, memory, noise, keys)
         times = self.timestep_list
         for i in range(len(outputs) - 1):
             outputs[i], times[i] = outputs[i + 1], times[i + 1]
