@@ -158,7 +158,7 @@ def report(out: Run, job: Job, times: dict[str, Times], errors: dict[str, float]
             if name == programs.GRAPH:
                 out.promise_on_gpu(f"{case.name}: captured step beyond the network", 4, " us", figures[-1][2], True)
             share = ratio(floor, of)
-            if name not in (programs.OURS_NET, programs.STEP_NET):  # their network is another one
+            if name not in programs.NET_TOO or case.null:  # else their network is another one
                 figures.append(("solver_share", "1", (1 - share[0], 1 - share[2], 1 - share[1])))
             if name in more:
                 figures.append(("further_step", "us", _scaled(more[name].quantiles(), 1e6)))
@@ -208,13 +208,13 @@ def plot(records: Sequence[Record], path: Path) -> None:
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     names = list(dict.fromkeys(case.name for case in CASES))
-    made = parser("loop", __doc__, "the small cases, no compiled networks, less than a minute")
+    made = parser("loop", __doc__, "the small cases, no compiled networks or runs, less than a minute")
     made.add_argument("--cases", help=f"of {'; '.join(names)}, separated by semicolons")
     made.add_argument("--programs", help=f"of {','.join(programs.PROGRAMS)}")
     made.add_argument("--cpu-time", action="store_true", help="clock of the thread, for one thread on a busy machine")
     made.add_argument("--steps", type=int, help="another number of steps in all cases")
     options = parse(made, argv, full=0.5, quick=0.2, gpu=0.3)
-    usual = [n for n in programs.PROGRAMS if n not in (programs.OURS_NET, programs.STEP_NET) or not options.quick]
+    usual = [n for n in programs.PROGRAMS if n not in (programs.LOOP, *programs.NET_TOO) or not options.quick]
     options.programs = usual if options.programs is None else options.programs.split(",")
     options.cases = (
         (list(QUICK_CASES) if options.quick else names) if options.cases is None else options.cases.split(";")

@@ -17,12 +17,14 @@ from fastsample import noise
 
 OURS, OURS_NET = "fastsample", "fastsample-compiled-net"
 GRAPH, GRAPH_WHOLE = "fastsample-graph", "fastsample-graph-whole"
+LOOP, STEP_LOOP = "fastsample-compiled-loop", "fastsample-compiled-step"
 MODES = {GRAPH: "on", GRAPH_WHOLE: "whole"}  # on a CPU a recorded list of calls
 DROP_IN, STOCK, BY_HAND = "fastsample-drop-in", "diffusers", "by-hand"
 STEP, STEP_IN_PLACE, STEP_NET = "compiled-step", "compiled-step-in-place", "compiled-step-and-net"
 COMPILED = (STEP, STEP_IN_PLACE, STEP_NET)
-COMPILING = (OURS_NET, *COMPILED)
-PROGRAMS = (OURS, GRAPH, GRAPH_WHOLE, OURS_NET, DROP_IN, STOCK, *COMPILED, BY_HAND)
+NET_TOO = (OURS_NET, STEP_LOOP, STEP_NET)  # compile the network
+COMPILING = (OURS_NET, LOOP, STEP_LOOP, *COMPILED)
+PROGRAMS = (OURS, GRAPH, GRAPH_WHOLE, LOOP, OURS_NET, STEP_LOOP, DROP_IN, STOCK, *COMPILED, BY_HAND)
 SEED = 11
 
 
@@ -47,6 +49,8 @@ def build(name: str, job: Job) -> Program:
     net = compiled_net(job) if name in (OURS_NET, STEP_NET) else job.net
     if name in (OURS, *MODES, OURS_NET):
         return ours(name, job, net, MODES.get(name))
+    if name in (LOOP, STEP_LOOP):
+        return in_one_graph(name, job)
     if name in (DROP_IN, STOCK):
         return scheduler(name, job)
     return compiled(name, job, net) if name in COMPILED else by_hand(job)
@@ -64,20 +68,47 @@ def ours(name: str, job: Job, net: Net, graph: str | None = None) -> Program:
         if "graph" not in inspect.signature(fastsample.sample).parameters:
             raise UnavailableError("this version cannot capture")
         more = {"graph": graph}
-    case = job.case
-    network = fastsample.Network(net, case.prediction, "t")
-    options = {} if case.clip is None else {"clip": case.clip}
-    plan = fastsample.make_plan(case.solver, job.path, prediction=case.prediction, **options)
+    network, plan = fastsample.Network(net, job.case.prediction, "t"), ready(job)
 
     def run() -> Tensor:
         x: Tensor = fastsample.sample(network, job.x, plan=plan, seed=SEED, check=False, **more)
         return x
 
-    def noises() -> list[Tensor]:
-        key = noise.keys(SEED, len(job.x), job.x.device)
-        return [noise.normal_like(job.x, key, draw) for draw in range(1, len(job.rows))]  # draw 0 is the start
+    return Program(name, run, lambda: None, lambda: _keyed(job))
 
-    return Program(name, run, lambda: None, noises)
+
+def in_one_graph(name: str, job: Job) -> Program:
+    """Ours under ``torch.compile``: the whole run as one graph (`Loop`), or network and update as one (`StepLoop`).
+
+    A run is unrolled, so that a network is compiled once per call: minutes for those of this benchmark.
+    """
+    if name == LOOP and not job.case.null:
+        raise UnavailableError(f"{len(job.times)} calls of a network in one graph take minutes to compile")
+    network, plan = fastsample.Network(job.net, job.case.prediction, "t"), ready(job)
+    made: Any
+    if name == LOOP:
+        made = torch.compile(fastsample.Loop(network, plan, start="state"), fullgraph=True, dynamic=False)
+    else:
+        made = fastsample.StepLoop(network, plan, start="state")
+        made.step.compile(fullgraph=True, dynamic=False)
+
+    def run() -> Tensor:
+        x: Tensor = made(job.x, noise.keys(SEED, len(job.x), job.x.device))
+        return x
+
+    return Program(name, run, lambda: None, lambda: _keyed(job))
+
+
+def ready(job: Job) -> fastsample.Plan:
+    """The plan of a job."""
+    options = {} if job.case.clip is None else {"clip": job.case.clip}
+    return fastsample.make_plan(job.case.solver, job.path, prediction=job.case.prediction, **options)
+
+
+def _keyed(job: Job) -> list[Tensor]:
+    """The noise of a key, step by step."""
+    key = noise.keys(SEED, len(job.x), job.x.device)
+    return [noise.normal_like(job.x, key, draw) for draw in range(1, len(job.rows))]  # draw 0 is the start
 
 
 def scheduler(name: str, job: Job) -> Program:

@@ -46,7 +46,10 @@ class Member:
 
 COMPILED = ("compile", "compile-inplace", "compile-drawn")
 LOOPS = ("diffusers", "compiled-step", "compiled-step-in-place", "compiled-step-and-net", "by-hand")
-LOOPS_OURS = ("fastsample", "fastsample-graph", "fastsample-graph-whole", "fastsample-compiled-net")
+LOOPS_OURS = (
+    *("fastsample", "fastsample-graph", "fastsample-graph-whole"),
+    *("fastsample-compiled-loop", "fastsample-compiled-net", "fastsample-compiled-step"),
+)
 BY_HAND = ("eager", *COMPILED, "k-diffusion", "diffusers")
 
 MEMBERS = (
@@ -105,11 +108,12 @@ MEMBERS = (
     Member(
         "loop",
         "Whole runs, per call of the network, set-up included: `sample` with a ready plan, the same recorded (`graph`: "
-        "a CUDA graph on a GPU, a list of calls on a CPU), with a compiled network, and the drop-in scheduler, against "
-        "the loop of diffusers, the step under torch.compile, and the textbook by hand. All give the same samples.",
+        "a CUDA graph on a GPU, a list of calls on a CPU), with a compiled network, the whole run (`Loop`) or a step "
+        "(`StepLoop`) as one graph of torch.compile, and the drop-in scheduler, against the loop of diffusers, the "
+        "step under torch.compile, and the textbook by hand. All give the same samples.",
         (*((name, LOOPS) for name in LOOPS_OURS), ("fastsample-drop-in", ("diffusers",))),
         quick=45,
-        full=180,
+        full=300,
         gpu=35,
         gpu_promises=("captured loop, beyond the network: <= 4 us per step",),
     ),

@@ -46,9 +46,22 @@ def test_programs_agree(name, key, jobs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", [NULL, POLICY, IMPLICIT], ids=str)
-@pytest.mark.parametrize("name", ["compiled-step", "compiled-step-in-place"])
+@pytest.mark.parametrize("name", ["compiled-step", "compiled-step-in-place", "fastsample-compiled-step"])
 def test_compiled_programs_agree(name, key, jobs):
     loop_programs.check(loop_programs.build(name, jobs[key]), jobs[key])
+
+
+def test_the_compiled_loop_agrees_and_is_for_the_tiny_loop_alone(jobs):
+    program = loop_programs.build("fastsample-compiled-loop", jobs[NULL])
+    assert loop_programs.check(program, jobs[NULL]) <= loop_programs.allowed(jobs[NULL])
+    with pytest.raises(loop_programs.UnavailableError, match="6 calls of a network"):
+        loop_programs.build("fastsample-compiled-loop", jobs[POLICY])
+
+
+def test_a_quick_run_compiles_no_loop():
+    quick = loop._options(["--quick"]).programs
+    assert not {"fastsample-compiled-loop", "fastsample-compiled-step"} & set(quick)
+    assert {"fastsample-compiled-loop", "fastsample-compiled-step"} <= set(loop._options([]).programs)
 
 
 @pytest.mark.parametrize("name", list(CASES), ids=str)
