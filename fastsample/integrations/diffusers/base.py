@@ -14,6 +14,7 @@ from fastsample import noise as noise_module
 from fastsample.profiling.ranges import follow
 
 from .engine import PREDICTIONS, Recipe, Rows, apply, rows_for
+from .spare import Spare, fits
 
 MODES = ("strict", "exact")
 NOISES = ("torch", "counter")
@@ -74,6 +75,7 @@ class Fused:
     _times: tuple[float, ...] = ()
     _levels: tuple[float, ...] = ()  # the sigmas as floats
     _keys: tuple[Any, Tensor] | None = None
+    _spare: Spare
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -89,7 +91,7 @@ class Fused:
 
     def __new__(cls: type[Self], *_: Any, **__: Any) -> Self:
         made = super().__new__(cls)
-        made.__dict__.update(Fused._defaults)
+        made.__dict__.update(Fused._defaults, _spare=Spare())
         return made
 
     def use(self: Self, *, mode: str | None = None, noise: str | None = None, seed: int | None = None) -> Self:
@@ -105,6 +107,7 @@ class Fused:
         self.noise = noise or self.noise
         self.seed = self.seed if seed is None else seed
         self._bound = self._keys = None
+        self._spare.clear()
         return self
 
     # --- rows
@@ -186,7 +189,7 @@ class Fused:
             self._rows()
             bound = self._bound
         found = bound[2].find(key, sample.device, self._family)  # type: ignore[index]
-        return apply(found, [sample, model_output, *memory], dtypes, noise, counter)
+        return apply(found, [sample, model_output, *memory], dtypes, noise, counter, self._spare)
 
     # --- noise
 
@@ -195,6 +198,10 @@ class Fused:
         if self.noise == "counter":
             return None, self._counter(like, generator)
         if generator is None or (isinstance(generator, torch.Generator) and generator.device == like.device):
+            if fits(like):
+                room = self._spare.take(like, dtype, flat=True)
+                if room is not None:
+                    return torch.randn(like.shape, generator=generator, dtype=dtype, out=room), None
             return torch.randn(like.shape, generator=generator, device=like.device, dtype=dtype), None
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype), None
 
@@ -258,6 +265,6 @@ class Fused:
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_bound", "_keys"):  # device tables are made again
+        for name in ("_bound", "_keys", "_spare"):  # device tables are made again, memory is each scheduler's own
             state.pop(name, None)
         return state

@@ -19,6 +19,8 @@ from fastsample.path import Array, Level
 from fastsample.solvers.express import Combo, Network, Outputs, express, predict, write
 from fastsample.solvers.step import Step
 
+from .spare import Spare, fits
+
 SAMPLE, MODEL = 0, 1  # terms of every row: the state, the network's output, then what the class remembers
 PREDICTIONS = {
     "epsilon": "eps",
@@ -181,8 +183,10 @@ def apply(
     dtypes: Sequence[torch.dtype],
     noise: Tensor | None = None,
     key: Tensor | None = None,
+    spare: Spare | None = None,
 ) -> list[Tensor]:
-    """Apply a row (one launch, two if its limits are found per sample first); its outputs, of ``dtypes``, are new."""
+    """Apply a row (one launch, two if its limits are found per sample first); its outputs, of ``dtypes``, are new
+    tensors, their memory from ``spare`` where that has some."""
     table, step, recipe = found
     noises: list[Tensor] = []
     if not recipe.noisy:
@@ -200,9 +204,13 @@ def apply(
     own = like.dtype
     # New memory needs no version counter and nothing here needs a gradient: the op's check of both costs more than it
     with _below_autograd():
-        outs = []
+        outs: list[Tensor] = []
+        kept = spare if spare is not None and fits(like) else None
         for dtype in dtypes:
-            outs.append(_empty_like(like) if dtype is own else _empty_like(like, dtype=dtype))
+            out = None if kept is None else kept.take(like, dtype)
+            if out is None:
+                out = _empty_like(like) if dtype is own else _empty_like(like, dtype=dtype)
+            outs.append(out)
         _update(outs, terms, table, step, key, noises)
     return outs
 

@@ -6,9 +6,11 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .base import Fused, Grid
+from .spare import fits
 
 
 class Scaled(Fused):
@@ -32,7 +34,14 @@ class Scaled(Fused):
                 return ahead[2]
             self._use_ahead = False
         self._rows()
-        return sample * self._kappa(self._levels[self._step_index])
+        return self._product(sample, self._kappa(self._levels[self._step_index]))
+
+    def _product(self, sample: Tensor, factor: float) -> Tensor:
+        if fits(sample) and sample.is_floating_point() and not sample.requires_grad:
+            room = self._spare.take(sample, sample.dtype)
+            if room is not None:
+                return torch.mul(sample, factor, out=room)
+        return sample * factor
 
     def _kappa(self, sigma: float) -> float:
         return 1.0 / math.hypot(1.0, sigma)

@@ -58,7 +58,7 @@ class TwoStage(Scaled):
             self._init_step_index(timestep)
         self._rows()
         self.is_scale_input_called = True
-        return sample * self._kappa(self._input_sigma(self._step_index, self.sample is None))
+        return self._product(sample, self._kappa(self._input_sigma(self._step_index, self.sample is None)))
 
     def _input_sigma(self, index: int, first: bool) -> float:
         """sigma of the state that the network sees."""
