@@ -40,8 +40,9 @@ def test_dpm_solver_singlestep(case):
         assert order_list(order, cfg["nfe"]) == case["orders"].tolist()
 
 
+@pytest.mark.parametrize("anchored", [None, False], ids=["usual", "noise-made-again"])
 @pytest.mark.parametrize("case", cases("dpmsolver_singlestep_diffusers"), ids=str)
-def test_diffusers_singlestep(case):
+def test_diffusers_singlestep(case, anchored):
     cfg, rho = case.cfg, case["sched_sigmas"]
     flow = cfg["prediction"] == "u"
     alpha = 1 - rho if flow else 1 / np.sqrt(1 + rho**2)
@@ -52,7 +53,7 @@ def test_diffusers_singlestep(case):
             groups.append(1)
         else:
             groups[-1] = int(k)
-    options = {"solver_type": cfg["solver_type"], "inner": "type", "orders": groups}
+    options = {"solver_type": cfg["solver_type"], "inner": "type", "orders": groups, "anchored": anchored}
     if cfg.get("asis"):
         options["third"] = "diffusers"
     plan = make_plan(
