@@ -102,6 +102,16 @@ def test_ours_with_thresholding(name: str) -> None:
     assert max(c.full for c in found.steps) <= (2 if cls().init_noise_sigma == 1.0 else 3)
 
 
+@pytest.mark.parametrize("noise", ["torch", "counter"])
+@pytest.mark.parametrize("kind", ["learned", "learned_range"])
+def test_learned_variance(kind: str, noise: str) -> None:
+    """Noise, the deviation of each element, their product, the row; stock: 11 or 18 launches and 9 reads."""
+    ours = OURS["DDPMScheduler"](variance_type=kind).use(noise=noise, seed=1)
+    found = audit(ours, 6, SHAPE, output=(2, 8, 16, 16))
+    assert found.worst("reads") == found.middle("copies") == found.middle("tiny") == 0
+    assert [counts.full for counts in found.steps] == [4] * 5 + [1]
+
+
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--audit", "DDIM", "-o", "eta=1.0", "--steps", "4", "--shape", "1,2,8,8"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["DDIM", "0"]

@@ -184,17 +184,19 @@ def audit(
     steps: int = 10,
     shape: Sequence[int] = (2, 4, 64, 64),
     dtype: torch.dtype = torch.float32,
+    output: Sequence[int] | None = None,
     **step: Any,
 ) -> Audit:
     """Count what a scheduler of diffusers does in a run of ``steps``; its times live on the device too.
 
-    ``shape``, ``dtype``: of the network's output and the state.  ``step``: more arguments of ``step``, such as ``eta``.
+    ``shape``, ``dtype``: of the network's output and the state; ``output``: shape of the output if it is another (with
+    a learned variance it has twice the channels).  ``step``: more arguments of ``step``, such as ``eta``.
     The noise that torch draws is a launch.  The scheduler should be one of its own: it stays on the pretended device.
     """
     trap = Trap(math.prod(shape))
     counted: list[Counts] = []
     with engine.own_tables(), torch.no_grad(), _Numbers(), trap:
-        x, e = torch.randn(shape, dtype=dtype, device=DEVICE), torch.randn(shape, dtype=dtype, device=DEVICE)
+        x, e = (torch.randn(size, dtype=dtype, device=DEVICE) for size in (shape, output or shape))
         trap.counts = Counts()
         scheduler.set_timesteps(steps, device=DEVICE)
         if hasattr(scheduler, "set_begin_index"):

@@ -186,8 +186,9 @@ class DDPMScheduler(Tabled, diffusers.DDPMScheduler):  # type: ignore[misc]
         self._begin_run(device)
 
     @staticmethod
-    def _recipe(grid: Grid, t: Any) -> Recipe:
+    def _recipe(grid: Grid, key: Any) -> Recipe:
         _, (_, on_grid, kind) = grid.extra
+        t, alone = (key[0], True) if isinstance(key, tuple) else (key, False)
         following = t - 1
         if on_grid:
             if t not in grid.times:
@@ -197,14 +198,18 @@ class DDPMScheduler(Tabled, diffusers.DDPMScheduler):  # type: ignore[misc]
         start, end = level(grid, t), level(grid, following)
         beta, small = forward(grid, t, following), _posterior(grid, t, following)
         a = math.sqrt(1.0 - beta) * (end.sigma / start.sigma) ** 2
+        network, draw = Network(grid.prediction("DDPMScheduler")), 1 + int(grid.config["num_train_timesteps"]) - t
+        if alone:  # the noise by itself
+            return Recipe(Step(t, start, 0.0, (0.0,), 1.0), network, draw=draw)
         noise = _deviation(beta, small, kind) if t > 0 else 0.0
         return Recipe(
             Step(t, start, a, (end.alpha * beta / start.sigma**2,), noise),
-            Network(grid.prediction("DDPMScheduler")),
+            network,
             writes=("x", "x0"),
             limit=grid.limit(),
             threshold=grid.threshold(),
-            draw=1 + int(grid.config["num_train_timesteps"]) - t,
+            draw=draw,
+            base=_base(beta, small) if kind == "learned_range" else 1.0,
         )
 
     def step(
@@ -224,23 +229,31 @@ class DDPMScheduler(Tabled, diffusers.DDPMScheduler):  # type: ignore[misc]
         if t > 0:
             noise, keys = self._draw(model_output, generator, model_output.dtype)
             if spread is not None:
-                noise, keys = self._learned(t, spread, noise, keys, model_output), None
+                if noise is None:
+                    noise = self._take((t, "noise"), sample, model_output, (model_output.dtype,), counter=keys)[0]
+                noise, keys = self._spread(t, spread) * noise, None
+            elif self.variance_type in ("learned", "learned_range"):
+                raise ValueError(
+                    f"model_output: got {model_output.shape[1]} channels, with variance_type={self.variance_type!r} "
+                    f"allowed are {2 * sample.shape[1]}: the output, and the variance"
+                )
         wide = promoted(sample, model_output)
         made = self._take(t, sample, model_output, (wide, wide), noise=noise, counter=keys)
         if not return_dict:
             return made[0], made[1]
         return DDPMSchedulerOutput(prev_sample=made[0], pred_original_sample=made[1])
 
-    def _learned(self, t: int, spread: Tensor, noise: Tensor | None, keys: Tensor | None, like: Tensor) -> Tensor:
-        """Noise of each element's own variance: not linear in the network's output, so not a row's work."""
-        if noise is None:
-            from fastsample.noise import normal_like
+    def _spread(self, t: int, said: Tensor) -> Tensor:
+        """Standard deviation of each element, but for the row's factor: not linear in the network's output ``said``.
 
-            assert keys is not None
-            noise = normal_like(like, keys, 1 + int(self.config.num_train_timesteps) - t)
-        variance = self._get_variance(t, predicted_variance=spread)
-        scale = torch.exp(0.5 * variance) if self.variance_type == "learned_range" else variance**0.5
-        return scale * noise
+        In a learned range its log goes in a line from the smaller one at -1 to the larger one at 1: a power of a base
+        that the row knows, in one launch.
+        """
+        if self.variance_type == "learned":
+            return said.sqrt()
+        base = self._rows().find(t, said.device, self._family)[2].base
+        # a last step from far has a posterior of almost no variance, and float16 no such numbers
+        return torch.pow(base, said.float() if base > 1e4 and said.dtype is torch.float16 else said)
 
 
 def _deviation(beta: float, small: float, kind: str) -> float:
@@ -251,4 +264,11 @@ def _deviation(beta: float, small: float, kind: str) -> float:
         return math.sqrt(beta)
     if kind == "fixed_large_log":
         return math.nan  # diffusers takes the root of log beta < 0
-    return 1.0  # learned: the caller's noise is already that of each element
+    if kind == "learned_range":
+        return math.sqrt(max(small, 1e-10) * math.sqrt(beta))
+    return 1.0  # learned: the noise is already that of each element
+
+
+def _base(beta: float, small: float) -> float:
+    """Base of the power whose exponent -1 to 1 goes from the smaller deviation to the larger one, mean in log."""
+    return math.sqrt(math.sqrt(beta) / max(small, 1e-10))

@@ -43,7 +43,8 @@ class Recipe:
     ``step.keep``; ``scaled`` > 0 adds one more output, that factor times the new state.  ``reads``: history numbers
     j > 0 and names of kept tensors.  ``limit``: of x0_hat; 1 where the threshold is found per sample.  ``lift``:
     standard deviation of the noise that the state gets before everything else (churn as diffusers applies it, after
-    the network was called).  ``threshold``: ratio, floor and ceiling of dynamic thresholding.
+    the network was called).  ``threshold``: ratio, floor and ceiling of dynamic thresholding.  ``base``: of the power
+    that a learned variance is.
     """
 
     step: Step
@@ -55,6 +56,7 @@ class Recipe:
     lift: float = 0.0
     draw: int = 0
     threshold: tuple[float, float, float] | None = None
+    base: float = 1.0
 
     def row(self) -> Array:
         """The row ``(48,)``."""
