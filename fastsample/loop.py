@@ -78,7 +78,7 @@ def sample(
             tensor: the state at the first time of the path, or data when ``start`` is given. Of a phase-space solver
             the samples are the positions; the state is the packed pair ``(B, 2 C, ...)`` of position and momentum.
         solver, steps, schedule, grid: name of the solver (default ``"dpmpp-2m"``), number of steps (20), name or object
-            of the schedule (the model's own, else ``"vp-linear"``), name of the grid or list of times (`usual_grid`).
+            of the schedule (the model's own, else ``"vp-linear"``), name, mapping or points of the grid (`make_path`).
         path: a `Path` in place of steps, schedule and grid.
             A solver with adaptive steps takes from these the two ends and what lies between them.
         plan: a ready `Plan` in place of solver, path, prediction, guidance and options.
