@@ -31,6 +31,7 @@ PREDICTIONS = {
 }
 _KEPT_TABLES = 64
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_inference = torch.is_inference_mode_enabled
 _empty_like = torch.empty_like
 _update = torch.ops.fastsample.update_.default._op  # a Python frame less than the overload itself
 
@@ -202,18 +203,32 @@ def apply(
             terms, table, step, key, noises, len(dtypes), list(dtypes)
         )
         return made
-    like = terms[0]
-    own = like.dtype
+    if _inference():  # nothing of autograd is on the way, and the guard costs half a microsecond
+        return _write(terms, dtypes, table, step, key, noises, spare)
     # New memory needs no version counter and nothing here needs a gradient: the op's check of both costs more than it
     with _below_autograd():
-        outs: list[Tensor] = []
-        kept = spare if spare is not None and fits(like) else None
-        for dtype in dtypes:
-            out = None if kept is None else kept.take(like, dtype)
-            if out is None:
-                out = _empty_like(like) if dtype is own else _empty_like(like, dtype=dtype)
-            outs.append(out)
-        _update(outs, terms, table, step, key, noises)
+        return _write(terms, dtypes, table, step, key, noises, spare)
+
+
+def _write(
+    terms: list[Tensor],
+    dtypes: Sequence[torch.dtype],
+    table: Tensor,
+    step: Tensor,
+    key: Tensor | None,
+    noises: list[Tensor],
+    spare: Spare | None,
+) -> list[Tensor]:
+    like = terms[0]
+    own = like.dtype
+    outs: list[Tensor] = []
+    kept = spare if spare is not None and fits(like) else None
+    for dtype in dtypes:
+        out = None if kept is None else kept.take(like, dtype)
+        if out is None:
+            out = _empty_like(like) if dtype is own else _empty_like(like, dtype=dtype)
+        outs.append(out)
+    _update(outs, terms, table, step, key, noises)
     return outs
 
 
