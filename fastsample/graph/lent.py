@@ -114,9 +114,14 @@ def name_of(model: Any, network: Network) -> Hashable:
     fn = model.fn if isinstance(model, Network) else model
     method = id(fn.__func__) if isinstance(fn, MethodType) else None
     facts = (type(network), network.prediction, network.time, network.dtype, network.one_batch)
+    return (*facts, method, *places_of(fn))
+
+
+def places_of(fn: Any) -> tuple[Hashable, ...]:
+    """Where the tensors and weights lie that a callable is made of, as far as can be seen."""
     parts = list(_parts(fn))
     tensors = tuple(_place(part) for part in parts if isinstance(part, Tensor))
-    return (*facts, method, tensors, tuple(_places(part) for part in parts if isinstance(part, nn.Module)))
+    return tensors, tuple(_places(part) for part in parts if isinstance(part, nn.Module))
 
 
 def _parts(fn: Any) -> Iterator[Any]:

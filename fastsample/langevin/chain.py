@@ -7,8 +7,9 @@ device never waits for the host in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,8 @@ class RowRun:
         self.call = Caller(target, x)
         self._numbers = torch.empty(0, dtype=torch.int64)
         self._singles: tuple[Tensor, ...] = ()
+        self._update = ranged("update", torch.ops.fastsample.update_.default)
+        self._recorded: Any = None
 
     @property
     def state(self) -> Tensor:
@@ -85,9 +88,7 @@ class RowRun:
 
     def advance(self, first: int, count: int) -> Iterator[int]:
         """Iterations ``first .. first + count - 1``; yields the number of each when it is done."""
-        update = ranged("update", torch.ops.fastsample.update_.default)
-        slots, batch, device = self.slots, len(self.state), self.state.device
-        e: Tensor | None = None
+        batch, device, recorded = len(self.state), self.state.device, self._recorded
         numbers = iter(range(first, first + count))
         while piece := self._gather(numbers, batch):
             host = np.concatenate([move.rows for _, moves in piece for move in moves])
@@ -96,17 +97,47 @@ class RowRun:
             host[:, row.DRAW : row.DRAW + row.MAX_NOISES] += begins[:, None]
             row.check_table(host)
             table, start = upload(host, device), 0
-            for number, moves in piece:
-                for move in moves:
-                    if move.ask is not None:
-                        e = None  # not one more tensor in memory during the call
-                        e, _ = self.call(slots[move.ask])
-                    terms = [e if name == "e" else slots[name] for name in move.terms]
-                    key, noise = self._drive.noises(host[start : start + len(move.rows)])
-                    update([slots[k] for k in move.outs], terms, table, self._step(start, len(move.rows)), key, noise)
-                    start += len(move.rows)
-                    del terms
+            if recorded is not None:
+                table = recorded.load(table)
+            for (number, moves), size in zip(piece, sizes, strict=True):
+                if recorded is None:
+                    self._iterate(moves, table, host, start)
+                else:
+                    kind = tuple((move.ask, move.outs, move.terms, len(move.rows)) for move in moves)
+                    recorded.iterate(kind, size, partial(self._iterate, moves, table, host, 0))
+                start += size
                 yield number
+
+    def _iterate(self, moves: Sequence[Move], table: Tensor, host: Array, start: int) -> None:
+        """The moves of an iteration, whose rows begin with row ``start``."""
+        slots = self.slots
+        e: Tensor | None = None
+        for move in moves:
+            if move.ask is not None:
+                e = None  # not one more tensor in memory during the call
+                e, _ = self.call(slots[move.ask])
+            terms = [e if name == "e" else slots[name] for name in move.terms]
+            key, noise = self._drive.noises(host[start : start + len(move.rows)])
+            step = self._step(start, len(move.rows))
+            self._update([slots[k] for k in move.outs], terms, table, step, key, noise)
+            start += len(move.rows)
+            del terms
+
+    def memory(self) -> list[Tensor]:
+        return list(self.slots.values())
+
+    def structure(self) -> Hashable:
+        return tuple(self.slots), self.slots.get(FED, self.state).dtype, self.table_shape()
+
+    def table_shape(self) -> tuple[int, int]:
+        return max(_ROWS, self.kernel.most * len(self.state)), row.COLUMNS
+
+    def keep(self, recorded: Any) -> None:
+        self._recorded, self._numbers = recorded, recorded.counters
+        self._singles = self._numbers[:_ROWS].unbind(0)
+
+    def adopt(self, other: RowRun) -> None:
+        self.kernel, self.call.calls = other.kernel, other.call.calls
 
     def _gather(self, numbers: Iterator[int], batch: int) -> list[tuple[int, Sequence[Move]]]:
         piece: list[tuple[int, Sequence[Move]]] = []

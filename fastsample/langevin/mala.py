@@ -8,7 +8,8 @@ Besag 1994; Roberts and Tweedie 1996.  ``dU`` is that of an energy, or a line in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ class MalaRun:
         self._outs = [self._proposal, *([self._fed] if apart else []), *self._nodes][: row.MAX_OUTPUTS]
         self._late = len(how.nodes) - (len(self._outs) - 1 - apart)  # nodes that need a pass of their own
         self._numbers = torch.arange(max(PIECE, _ROWS, len(x)), device=x.device)
-        self._singles = self._numbers[:PIECE].unbind(0)
+        self._singles = self._places = self._numbers[:PIECE].unbind(0)
+        self._recorded: Any = None
         self._tau = taus(0)
         self._kept: tuple[Any, Array] | None = None
         self._weights = _ratio(target, how)
@@ -86,10 +88,16 @@ class MalaRun:
             size = 1 if each else min(max(1, min(PIECE, _ROWS // width)), end - begin)
             host = self._rows(begin, size)
             table = upload(host.reshape(-1, decision.COLUMNS), self.state.device)
+            recorded, rows = self._recorded, host.shape[1]
+            if recorded is not None:
+                table = recorded.load(table)
             for k in range(size):
-                rows = host.shape[1]
-                step = self._singles[k] if rows == 1 else self._numbers[k * rows : (k + 1) * rows]
-                self._choose(begin + k, host[k], table, step)
+                at = k if recorded is None else 0  # a recording moves the numbers on
+                step = self._singles[at] if rows == 1 else self._numbers[at * rows : (at + 1) * rows]
+                if recorded is None:
+                    self._choose(begin + k, host[k], table, step)
+                else:
+                    recorded.iterate(rows, rows, partial(self._choose, begin + k, host[k], table, step))
                 yield begin + k
             begin += size
 
@@ -97,7 +105,7 @@ class MalaRun:
         between = []
         for k, node in enumerate(self._nodes):
             if k >= len(self._nodes) - self._late:
-                self._update([node], [self.state, self._proposal], self._nodes_table, self._singles[k], None, [])
+                self._update([node], [self.state, self._proposal], self._nodes_table, self._places[k], None, [])
             between.append(self.call(node)[0])
         fresh, energy = self.call(self._fed, self._how.energy)
         outputs = [*between, fresh]
@@ -120,6 +128,24 @@ class MalaRun:
             noise,
             None if self._uniforms is None else self._uniforms[number],
         )
+
+    def memory(self) -> list[Tensor]:
+        apart = [] if self._fed is self._proposal else [self._fed]
+        return [self.state, self._proposal, *apart, *self._nodes, self._cache, self.chain]
+
+    def structure(self) -> Hashable:
+        return self._how, tuple(x.dtype for x in self.memory()), self.table_shape()
+
+    def table_shape(self) -> tuple[int, int]:
+        return max(_ROWS, len(self.state)), decision.COLUMNS
+
+    def keep(self, recorded: Any) -> None:
+        self._recorded, self._numbers = recorded, recorded.counters
+        self._singles = self._numbers[:PIECE].unbind(0)
+
+    def adopt(self, other: MalaRun) -> None:
+        self._taus, self._tau, self._radii, self._kept = other._taus, other._tau, other._radii, None
+        self.call.calls = other.call.calls
 
     def _propose(self) -> None:
         """The first proposal, draw 1."""

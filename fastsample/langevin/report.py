@@ -28,7 +28,8 @@ class Report:
     ``warmup``: iterations; ``step_size``: of the last iteration, one number or a list, one per chain; ``acceptance``:
     rate of each chain ``(B,)`` after the warm-up, None without an accept step; ``watched``: names of the quantities of
     which ``rhat`` and ``ess`` ``(m,)`` speak (split R-hat and bulk effective sample size, over all chains), and
-    ``draws`` of each chain that they are made of.
+    ``draws`` of each chain that they are made of.  ``graph``: None, or as ``stats["graph"]`` of `fastsample.sample`:
+    ``mode``, kind of recording ``used`` or None, ``why`` not, ``captures``, ``replays`` of iterations.
     """
 
     kernel: str
@@ -42,6 +43,7 @@ class Report:
     draws: int
     rhat: Array
     ess: Array
+    graph: dict[str, Any] | None = None
 
     @property
     def acceptance_mean(self) -> float | None:
@@ -57,6 +59,7 @@ class Report:
         made = {name: getattr(self, name) for name in ("kernel", "steps", "warmup", "calls", "calls_warmup", "draws")}
         made |= {"step_size": np.asarray(self.step_size).tolist(), "watched": list(self.watched)}
         made |= {"acceptance_mean": self.acceptance_mean, "rhat": plain(self.rhat), "ess": plain(self.ess)}
+        made |= {} if self.graph is None else {"graph": self.graph}
         return made | {"acceptance": None if self.acceptance is None else plain(self.acceptance)}
 
     def __str__(self) -> str:

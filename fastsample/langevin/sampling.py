@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .. import noise as keyed
 from ..loop import check_finite
 from .adaptation import DualAveraging
 from .chain import Drive, RowRun
@@ -21,12 +21,13 @@ from .mala import MalaRun
 from .moves import Feed, Kernel
 from .overdamped import Lmc, Plmc, Rlmc
 from .random_times import midpoint_offsets, uniform_times
+from .randomness import Randomness, Seed
+from .recorded import MODES, served
 from .report import Report, Watch
 from .steps import Steps, step_sizes
 from .targets import Target, as_target
 from .underdamped import Uld, UnderdampedPlmc, UnderdampedRlmc
 
-Seed = int | Sequence[int] | torch.Generator
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -58,6 +59,7 @@ def sample(
     monitor: Any = "auto",
     callback: Callable[[int, Tensor], Any] | None = None,
     check: bool = True,
+    graph: str = "off",
     **options: Any,
 ) -> Result:
     """Run Langevin chains on a fixed target.
@@ -86,6 +88,8 @@ def sample(
             mean, mean square and 8 elements of others), None, or a function of x that returns ``(B,)`` or ``(B, m)``.
         callback: called after each iteration of the sampling phase with its number and the live state.
         check: raise ``FloatingPointError`` if the end is not finite; reads the device once, at the end.
+        graph: ``"off"``, ``"on"`` (iterations are recorded, docs/graphs.md: the same bits; `CaptureError` says why
+            if that cannot be) or ``"auto"`` (on a GPU, where it can be); ``report.graph`` tells what was done.
         options: of the kernel.
             "mala": ``estimator``: ``"energy"``, ``"simpson"``, ``"trapezoid"``, ``"taylor1"``, ``"line(n)"``;
             ``"auto"`` is the energy if the target has one, else ``"simpson"``, which costs a second call per step.
@@ -116,17 +120,27 @@ def sample(
     if target_acceptance is not None and warmup == 0:
         raise ValueError("warmup: got 0, but steps are adapted in the warm-up only")
 
-    with torch.inference_mode(False), torch.no_grad():
+    if graph not in MODES:
+        raise ValueError(f"graph: got {graph!r}, allowed are {', '.join(map(repr, MODES))}")
+
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
         start = x.detach().clone(memory_format=torch.contiguous_format)
-        draw = _Randomness(seed, sample_ids, noise, start)
+        draw = Randomness(seed, sample_ids, noise, start)
         adapt = None
         if target_acceptance is not None:
             adapt = DualAveraging(sizes(0), target_acceptance, len(start) if adapt_each else None)
-        run: MalaRun | RowRun
-        if facts.name == "mala":
-            run = _mala(found, start, draw, adapt or sizes, warmup + steps, given)
-        else:
-            run = _rows(facts, found, start, draw, sizes, given)
+
+        def begin(target: Target, x: Tensor, key: Tensor | None) -> MalaRun | RowRun:
+            drive = Drive(key, draw.drive.noise)
+            if facts.name == "mala":
+                return _mala(target, x, drive, adapt or sizes, warmup + steps, given)
+            return _rows(facts, target, x, draw, drive, sizes, given)
+
+        key = draw.drive.key
+        # what is recorded keeps numbers of this run, and must not keep the target itself alive
+        first = begin(found if graph == "off" else copy(found), start, key)
+        serving = stack.enter_context(served(graph, found, first, key, _why_not(draw, given), begin))
+        run: MalaRun | RowRun = serving.run
         _run_warmup(run, warmup, adapt)
         calls = run.call.calls
         watch, kept = Watch(monitor, start, steps // thin), None
@@ -161,66 +175,29 @@ def sample(
             draws=steps // thin,
             rhat=rhat,
             ess=ess,
+            graph=None if graph == "off" else serving.stats(),
         )
-        return Result(run.state, report, kept, run.slots.get("v") if isinstance(run, RowRun) else None)
+        velocity = run.slots.get("v") if isinstance(run, RowRun) else None
+        return Result(serving.own(run.state), report, kept, None if velocity is None else serving.own(velocity))
 
 
-class _Randomness:
-    """Keys of the normals on the device, and of host choices on the host."""
-
-    def __init__(self, seed: Seed | None, ids: Any, noise: Any, x: Tensor) -> None:
-        count: Any = len(x) if ids is None else ids
-        if ids is not None and len(ids) != len(x):
-            raise ValueError(f"sample_ids: got {len(ids)}, need {len(x)}, one per chain")
-        seed = torch.default_generator if seed is None else seed
-        if isinstance(seed, torch.Generator):
-            seed = int(torch.randint(2**63 - 1, (), generator=seed, device=seed.device))
-        self._host, self._seed = keyed.keys(seed, count, "cpu"), seed
-        self.drive = Drive(self._host.to(x.device), None)
-        if noise is not None:
-            self.drive = Drive(None, noise if callable(noise) else _lookup(noise, x))
-
-    def stream(self, shared: bool) -> Tensor:
-        """Key ``(1, 2)`` that all chains share, or ``(B, 2)``, one each."""
-        if not shared:
-            return self._host
-        if not isinstance(self._seed, (int, np.integer)):
-            raise ValueError("shared: got a seed per chain, which leaves none for what chains share")
-        return torch.tensor([[_signed(int(self._seed)), 0]], dtype=torch.int64).view(torch.uint64)
-
-    def velocity(self, given: Any, x: Tensor) -> Tensor:
-        if given is None:
-            noise = self.drive.noise
-            return keyed.normal_like(x, self._host.to(x.device)) if noise is None else noise(0).to(x).clone()
-        if not isinstance(given, Tensor) or given.shape != x.shape or not given.is_floating_point():
-            raise ValueError(f"velocity: need a floating tensor of the shape of x, {tuple(x.shape)}")
-        return given.detach().to(x).clone(memory_format=torch.contiguous_format)
+def _why_not(draw: Randomness, given: Mapping[str, Any]) -> str | None:
+    """Why chains cannot be recorded, as far as that is known before it is tried."""
+    if draw.drive.noise is not None:
+        return "noise: given from outside; recorded chains make theirs from keys"
+    if given.get("uniforms") is not None:
+        return "uniforms: given from outside; recorded chains make theirs from keys"
+    if given.get("midpoints") == "bernoulli":
+        return "midpoints: got 'bernoulli', where the number of calls of a window depends on the seed"
+    return None
 
 
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _lookup(noise: Mapping[int, Tensor], x: Tensor) -> Callable[[int], Tensor]:
-    def get(draw: int) -> Tensor:
-        xi = noise.get(draw)
-        if xi is None:
-            raise ValueError(f"noise: got none for draw {draw}")
-        if xi.shape != x.shape or xi.device != x.device or not xi.is_floating_point():
-            raise ValueError(f"noise: draw {draw} has shape {tuple(xi.shape)} on {xi.device}, need that of x")
-        return xi
-
-    return get
-
-
-def _mala(
-    target: Target, x: Tensor, draw: _Randomness, taus: Any, iterations: int, given: Mapping[str, Any]
-) -> MalaRun:
+def _mala(target: Target, x: Tensor, drive: Drive, taus: Any, iterations: int, given: Mapping[str, Any]) -> MalaRun:
     name, uniforms = given["estimator"], given["uniforms"]
     how = estimator(("energy" if target.has_energy else "simpson") if name == "auto" else name)
     if how.energy and not target.has_energy:
         raise ValueError("estimator: got 'energy', but the target has none; take 'simpson', 'line(n)' or 'trapezoid'")
-    if uniforms is None and draw.drive.noise is not None:
+    if uniforms is None and drive.noise is not None:
         raise ValueError("uniforms: got none though the noise is given; they belong together")
     if uniforms is not None:
         uniforms = torch.as_tensor(uniforms, dtype=torch.float64, device=x.device).contiguous()
@@ -228,10 +205,12 @@ def _mala(
             raise ValueError(f"uniforms: got shape {tuple(uniforms.shape)}, need ({iterations}, {len(x)})")
     apart = target.kappa != 1.0 or (not how.energy and target.input_dtype not in (None, x.dtype))
     radii = settle_radii(given["radii"])
-    return MalaRun(target, x, draw.drive, taus=taus, how=how, radii=radii, apart=apart, uniforms=uniforms)
+    return MalaRun(target, x, drive, taus=taus, how=how, radii=radii, apart=apart, uniforms=uniforms)
 
 
-def _rows(facts: Facts, target: Target, x: Tensor, draw: _Randomness, sizes: Steps, given: Mapping[str, Any]) -> RowRun:
+def _rows(
+    facts: Facts, target: Target, x: Tensor, draw: Randomness, drive: Drive, sizes: Steps, given: Mapping[str, Any]
+) -> RowRun:
     apart = target.kappa != 1.0 or target.input_dtype not in (None, x.dtype)
     feed, friction = Feed(target, apart), _friction(given) if facts.velocity else 0.0
     kernel: Kernel
@@ -251,7 +230,7 @@ def _rows(facts: Facts, target: Target, x: Tensor, draw: _Randomness, sizes: Ste
     else:
         kernel = Uld(target, feed, sizes, friction) if facts.velocity else Lmc(target, feed, sizes)
     velocity = draw.velocity(given["velocity"], x) if facts.velocity else None
-    return RowRun(kernel, target, x, draw.drive, apart=apart, velocity=velocity)
+    return RowRun(kernel, target, x, drive, apart=apart, velocity=velocity)
 
 
 def _run_warmup(run: MalaRun | RowRun, warmup: int, adapt: DualAveraging | None) -> None:

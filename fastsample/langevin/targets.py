@@ -51,6 +51,7 @@ class Score:
 
     def __init__(self, fn: Function, energy: Function | None = None) -> None:
         self._fn, self._energy = _callable("fn", fn), None if energy is None else _callable("energy", energy)
+        self.called = (self._fn, self._energy)
         self.has_energy = energy is not None
 
     def evaluate(self, fed: Tensor, energy: bool) -> tuple[Tensor, Tensor | None]:
@@ -75,7 +76,7 @@ class Energy:
 
     def __init__(self, fn: Function, gradient: Function | None = None, *, wide: bool = False) -> None:
         self._fn, self._gradient = _callable("fn", fn), None if gradient is None else _callable("gradient", gradient)
-        self._wide = bool(wide)
+        self._wide, self.called = bool(wide), (self._fn, self._gradient)
 
     def evaluate(self, fed: Tensor, energy: bool) -> tuple[Tensor, Tensor | None]:
         x = fed.double() if self._wide else fed
@@ -132,6 +133,7 @@ class AtLevel:
         self.has_energy = energy is not None or net.energy is not None
         self._energy = None if energy is None else _callable("energy", energy)
         self._net, self._cond, self._times = net, cond, torch.empty(0)
+        self.called = (net.fn, net.energy, self._energy)
 
     def evaluate(self, fed: Tensor, energy: bool) -> tuple[Tensor, Tensor | None]:
         times, wide = self._times, torch.float64 if fed.dtype == torch.float64 else torch.float32

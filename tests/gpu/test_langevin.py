@@ -61,3 +61,15 @@ def test_the_sampling_phase_does_not_wait(kernel, options):
         )
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("kernel", "options"), [case for case in KERNELS if "midpoints" not in case[1]])
+def test_recorded_iterations_have_the_bits_of_eager_ones(kernel, options):
+    target, x = langevin.Score(score), torch.zeros(4, 50, device="cuda")
+    shared = {"kernel": kernel, "steps": 20, "step_size": 0.05, **options}
+    for seed, captures in ((0, 1), (1, 0)):
+        eager = langevin.sample(target, x, seed=seed, **shared)
+        made = langevin.sample(target, x, seed=seed, graph="on", **shared)
+        assert torch.equal(eager.x, made.x)
+        said = made.report.graph
+        assert (said["used"], said["captures"], said["replays"]) == ("cuda graph", captures, 20)
