@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from torch import Tensor
 
+from fastsample.integrations.diffusers import spare
 from fastsample.integrations.diffusers.swap import classes
 
 from .lockstep import generator, network, scaled
 
 SHAPE = (2, 4, 64, 48)  # 96 KB in float32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def low_limit() -> Iterator[None]:
+    """Small states are kept too, so that tests are fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spare, "LEAST", 2**15)
+        yield
 
 
 def run(scheduler: Any, x: Tensor, steps: int = 6, seed: int = 3) -> list[Tensor]:

@@ -19,7 +19,7 @@ from fastsample.integrations.diffusers.spare import Spare
 from fastsample.integrations.diffusers.swap import classes
 
 from .lockstep import start
-from .spares import SHAPE, kept, run, scheduler_of
+from .spares import SHAPE, kept, low_limit, run, scheduler_of  # noqa: F401
 
 NAMES = sorted(classes())
 NOISE = ("torch", "counter")
@@ -295,4 +295,5 @@ def test_a_torch_that_counts_otherwise(name: str, other: Any, monkeypatch: pytes
     assert spec is not None and spec.loader is not None
     again = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(again)
-    assert not again.fits(start(*SHAPE))
+    large = torch.empty(again.LEAST)
+    assert not again.fits(large) and spare.fits(large)

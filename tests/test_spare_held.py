@@ -22,7 +22,7 @@ from fastsample.integrations.diffusers import DDPMScheduler, EulerDiscreteSchedu
 from fastsample.integrations.diffusers.spare import Spare
 
 from .lockstep import network, start
-from .spares import SHAPE, kept, run, scheduler_of
+from .spares import SHAPE, kept, low_limit, run, scheduler_of  # noqa: F401
 
 Keeper = Callable[[], Tensor]
 

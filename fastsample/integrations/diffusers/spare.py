@@ -1,6 +1,6 @@
 """Memory of large outputs on the CPU that nobody holds any more, taken again for the next ones.
 
-A step writes new tensors of the size of the state.  Between 32 KB and 32 MB the C library gets such memory from its
+A step writes new tensors of the size of the state.  Up to 32 MB the C library gets such memory from its
 heap, gives the top of the heap back to the system when it is free, and the system hands out new pages, which it has to
 clear first: at a few megabytes that takes longer than the arithmetic.  A ``Spare`` keeps the memory instead.
 """
@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LEAST, MOST = 2**15, 2**25  # bytes: below nothing is given back to the system, above every allocation is a mapping
+LEAST, MOST = 2**19, 2**25  # bytes: below hardly any page was seen to come back, above every allocation is a mapping
 _BUFFERS = 16  # UniPC and SA-Solver of the highest order have 10 to 12 in use at once
 _DEFAULT_MB = "256"
 
-_empty = torch.empty
 _CPU = torch.device("cpu")  # said, because there may be another default
 _address = getattr(torch._C, "_storage_address", None)
 _holders = getattr(torch._C, "_storage_Use_Count", None)
 _below_views: Any = getattr(torch._C, "_AutoDispatchBelowADInplaceOrView", None)
+_inference = torch.is_inference_mode_enabled
 _is_compiling = torch.compiler.is_compiling
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _transforms = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
@@ -66,10 +66,11 @@ class Spare:
                 one = kept.popleft()
             except IndexError:  # other threads are looking at the rest
                 break
-            if one.key == key and _holders(one.storage) == 1:  # type: ignore[misc]
-                if one.base.data_ptr() != one.place:  # resized or moved to shared memory: a storage like any other
+            its, base, storage, place = one
+            if _holders(storage) == 1 and its == key:  # type: ignore[misc]
+                if base.data_ptr() != place:  # resized or moved to shared memory: a storage like any other
                     continue
-                made = _alias(one.base, dtype)
+                made = _alias(base)
                 kept.append(one)
                 return made
             kept.append(one)
@@ -97,7 +98,7 @@ class Spare:
             except IndexError:
                 break
         base = torch.empty_strided(shape, strides, dtype=dtype, device=_CPU)
-        made = _alias(base, dtype)
+        made = _alias(base)
         kept.append(_Base(key, base, _address(base), base.data_ptr()))  # type: ignore[misc]
         return made
 
@@ -106,11 +107,12 @@ class Spare:
         self._kept.clear()
 
 
-def _alias(base: Tensor, dtype: torch.dtype) -> Tensor:
+def _alias(base: Tensor) -> Tensor:
     # set_ makes a storage that was cut meanwhile large enough again, and beside .data it knows of inference mode
-    with _below_views():
-        made: Tensor = _empty(0, dtype=dtype, device=_CPU).set_(base)  # type: ignore[call-overload]
-    return made
+    if _inference():
+        return base.new_empty(0).set_(base)  # type: ignore[call-overload,no-any-return]
+    with _below_views():  # the version of a new tensor is 0
+        return base.new_empty(0).set_(base)  # type: ignore[call-overload,no-any-return]
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
@@ -145,7 +147,7 @@ def _counts() -> bool:
     base = torch.empty(1, dtype=torch.float32, device=_CPU)
     storage = _address(base)  # type: ignore[misc]
     alone = _holders(storage)  # type: ignore[misc]
-    held = _alias(base, base.dtype)
+    held = _alias(base)
     return alone == 1 and _holders(storage) == 2 and held.data_ptr() == base.data_ptr()  # type: ignore[misc]
 
 
