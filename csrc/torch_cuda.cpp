@@ -21,6 +21,10 @@
 #include "torch_metropolis.h"
 #include "torch_reduce.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.11
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 // In libtorch_cuda; shim.h declares it only for CUDA builds.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 

@@ -98,6 +98,9 @@ def update(
     return list(torch.ops.fastsample.update(list(terms), table, step, key, list(noise), outputs, list(dtypes)))
 
 
+_SCALAR_TYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}  # c10::ScalarType
+
+
 def compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """float64 if any tensor is, else float32."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
@@ -218,7 +221,12 @@ def _fake_update(
     outputs: int = 1,
     dtypes: Sequence[torch.dtype] = (),
 ) -> list[Tensor]:
-    return [torch.empty_like(terms[0], dtype=dtypes[k] if dtypes else None) for k in range(outputs)]
+    return [torch.empty_like(terms[0], dtype=_dtype(dtypes[k]) if dtypes else None) for k in range(outputs)]
+
+
+def _dtype(given: torch.dtype | int) -> torch.dtype:
+    """A dtype: torch 2.11 and 2.12 hand lists of them to Python as numbers."""
+    return _SCALAR_TYPES[given] if isinstance(given, int) else given
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
