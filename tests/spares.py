@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fastsample.integrations.diffusers import spare
+from fastsample.integrations.diffusers import quick, spare
 from fastsample.integrations.diffusers.swap import classes
 
 from .lockstep import generator, network, scaled
@@ -21,6 +21,7 @@ def low_limit() -> Iterator[None]:
     """Small states are kept too, so that tests are fast."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spare, "LEAST", 2**15)
+        patch.setattr(quick, "LEAST", 2**15)
         yield
 
 

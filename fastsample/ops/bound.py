@@ -21,12 +21,13 @@ _NATIVE = ("auto", "native")
 _modes = torch._C._len_torch_dispatch_stack
 _overrides = torch._C._len_torch_function_stack
 _profiled = torch._C._autograd._profiler_enabled
+_is_compiling = torch.compiler.is_compiling
 
 
 def free() -> bool:
     """Whether a call may go past the dispatcher: no mode, no profiler, no compiler, no other backend asked for."""
-    watched = _modes() or _overrides() or _profiled() or torch.compiler.is_compiling()
-    return not watched and library.forced() in _NATIVE
+    watched = _modes() or _overrides() or _profiled() or _is_compiling()
+    return not watched and library._forced in _NATIVE
 
 
 def _loaded() -> tuple[Any, Any, Any] | None:

@@ -7,7 +7,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from fastsample.path import Array, Level
 from fastsample.solvers.express import Combo, Network, Outputs, express, predict, write
 from fastsample.solvers.step import Step
 
-from .spare import Spare, fits
+from .quick import Quick, new_like
+from .spare import Spare
 
 SAMPLE, MODEL = 0, 1  # terms of every row: the state, the network's output, then what the class remembers
 PREDICTIONS = {
@@ -31,8 +32,6 @@ PREDICTIONS = {
 }
 _KEPT_TABLES = 64
 _below_autograd = torch._C._AutoDispatchBelowAutograd
-_inference = torch.is_inference_mode_enabled
-_empty_like = torch.empty_like
 _update = torch.ops.fastsample.update_.default._op  # a Python frame less than the overload itself
 
 
@@ -91,6 +90,15 @@ def _output(made: Outputs, name: str) -> Combo:
     return {"x": made.x, "x0": made.x0, "D": made.kept}[name] if name in ("x", "x0", "D") else made.keep[name]
 
 
+class Found(NamedTuple):
+    """A row on a device: ``table``, the 0-dim ``step`` of the row, what it was made of, and its calls on a CPU."""
+
+    table: Tensor
+    step: Tensor
+    recipe: Recipe
+    quick: Quick | None
+
+
 class Rows:
     """Rows by key, made when first asked for and then kept; a table per device that grows when a new row comes."""
 
@@ -99,10 +107,10 @@ class Rows:
         self._places: dict[Hashable, int] = {}
         self.recipes: list[Recipe] = []
         self._values = row.blank(16)
-        self._devices: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        self._devices: dict[torch.device, tuple[Tensor, tuple[Tensor, ...], Quick | None]] = {}
         self._seen: set[torch.device] = set()
         self._last: torch.device | None = None  # the device of the rows below
-        self._found: dict[Hashable, tuple[Tensor, Tensor, Recipe]] = {}
+        self._found: dict[Hashable, Found] = {}
 
     def prepare(self, keys: Sequence[Hashable], device: torch.device | None = None) -> None:
         """Make the rows of ``keys`` and bring them to ``device`` (and to where they were): no host work is left.
@@ -116,10 +124,8 @@ class Rows:
             if known not in self._devices:
                 self._on(known)
 
-    def find(
-        self, key: Hashable, device: torch.device, family: Callable[[Any], Sequence[Hashable]]
-    ) -> tuple[Tensor, Tensor, Recipe]:
-        """``(table, step, recipe)`` of a row on a device.  A new row is made together with its ``family(key)``."""
+    def find(self, key: Hashable, device: torch.device, family: Callable[[Any], Sequence[Hashable]]) -> Found:
+        """A row on a device.  A new row is made together with its ``family(key)``."""
         if device != self._last:
             self._last, self._found = device, {}
         found = self._found.get(key)
@@ -127,8 +133,8 @@ class Rows:
             if key not in self._places:
                 self.prepare(family(key))
             place = self._place(key)
-            table, steps = self._devices.get(device) or self._on(device)
-            found = self._found[key] = (table, steps[place], self.recipes[place])
+            table, steps, quick = self._devices.get(device) or self._on(device)
+            found = self._found[key] = Found(table, steps[place], self.recipes[place], quick)
         return found
 
     def _place(self, key: Hashable) -> int:
@@ -144,12 +150,12 @@ class Rows:
             self._found.clear()
         return self._places[key]
 
-    def _on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...], Quick | None]:
         with torch.inference_mode(False):  # kept for later runs, which may want gradients
             table = torch.tensor(self._values, dtype=torch.float64, device=device)
             steps = torch.arange(len(self._values), dtype=torch.int64, device=device).unbind(0)
         self._seen.add(device)
-        self._devices[device] = (table, steps)
+        self._devices[device] = (table, steps, Quick(table) if table.is_cpu else None)
         return self._devices[device]
 
 
@@ -181,7 +187,7 @@ def own_tables() -> Iterator[None]:
 
 
 def apply(
-    found: tuple[Tensor, Tensor, Recipe],
+    found: Found,
     terms: list[Tensor],
     dtypes: Sequence[torch.dtype],
     noise: Tensor | None = None,
@@ -190,7 +196,7 @@ def apply(
 ) -> list[Tensor]:
     """Apply a row (one launch, two if its limits are found per sample first); its outputs, of ``dtypes``, are new
     tensors, their memory from ``spare`` where that has some."""
-    table, step, recipe = found
+    table, step, recipe, quick = found
     noises: list[Tensor] = []
     if not recipe.noisy:
         key = None
@@ -203,32 +209,16 @@ def apply(
             terms, table, step, key, noises, len(dtypes), list(dtypes)
         )
         return made
-    if _inference():  # nothing of autograd is on the way, and the guard costs half a microsecond
-        return _write(terms, dtypes, table, step, key, noises, spare)
-    # New memory needs no version counter and nothing here needs a gradient: the op's check of both costs more than it
-    with _below_autograd():
-        return _write(terms, dtypes, table, step, key, noises, spare)
-
-
-def _write(
-    terms: list[Tensor],
-    dtypes: Sequence[torch.dtype],
-    table: Tensor,
-    step: Tensor,
-    key: Tensor | None,
-    noises: list[Tensor],
-    spare: Spare | None,
-) -> list[Tensor]:
-    like = terms[0]
-    own = like.dtype
-    outs: list[Tensor] = []
-    kept = spare if spare is not None and fits(like) else None
-    for dtype in dtypes:
-        out = None if kept is None else kept.take(like, dtype)
-        if out is None:
-            out = _empty_like(like) if dtype is own else _empty_like(like, dtype=dtype)
-        outs.append(out)
-    _update(outs, terms, table, step, key, noises)
+    if recipe.threshold is not None:
+        quick = None
+    outs = None if quick is None else quick(step, terms, tuple(dtypes), key, noises, spare)
+    if outs is None:
+        # New memory needs no version counter and nothing here needs a gradient: the op's check costs more than it
+        with _below_autograd():
+            outs = new_like(terms[0], dtypes, spare)
+            _update(outs, terms, table, step, key, noises)
+        if quick is not None:
+            quick.learn(step, outs, terms, key, noises)
     return outs
 
 

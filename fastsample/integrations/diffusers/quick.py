@@ -1,0 +1,131 @@
+"""Steps on the CPU past the dispatcher: a row's call checked once, then other addresses (``fastsample.ops.bound``).
+
+On a small state the dispatcher takes longer than the arithmetic.  Whatever is unusual, such as strides, subclasses,
+modes or gradients, goes through the op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastsample.ops import bound
+
+from .spare import LEAST, Spare, fits
+
+_BINDS = 32  # calls that a table has ready: who comes with a new shape in every call is served by the op
+
+_grad = torch.is_grad_enabled
+_free = bound.free
+_empty_like = torch.empty_like
+
+
+def new_like(like: Tensor, dtypes: Sequence[torch.dtype], spare: Spare | None) -> list[Tensor]:
+    """Outputs of a step: new tensors like the state, their memory from ``spare`` where that has some."""
+    own = like.dtype
+    kept = spare if spare is not None and like.nbytes >= LEAST and fits(like) else None
+    if kept is None:
+        return [_empty_like(like) if dtype is own else _empty_like(like, dtype=dtype) for dtype in dtypes]
+    outs: list[Tensor] = []
+    for dtype in dtypes:
+        out = kept.take(like, dtype)
+        if out is None:
+            out = _empty_like(like) if dtype is own else _empty_like(like, dtype=dtype)
+        outs.append(out)
+    return outs
+
+
+class _Kind(NamedTuple):
+    """A bound call and what its tensors are; whoever uses it has it alone."""
+
+    call: Any
+    handle: Any
+    at: Any
+    addresses: Any
+    keyed: bool
+    shape: torch.Size
+    terms: int
+    dtypes: tuple[torch.dtype, ...]
+    kinds: tuple[torch.dtype, ...]
+
+
+class Quick:
+    """The bound calls of one table on the CPU."""
+
+    __slots__ = ("_bounds", "_kinds", "_left", "_table")
+
+    def __init__(self, table: Tensor) -> None:
+        self._table, self._left = table, _BINDS
+        self._kinds: list[_Kind] = []
+        self._bounds: list[bound.Bound] = []  # kept alive
+
+    def __call__(
+        self,
+        step: Tensor,
+        terms: list[Tensor],
+        dtypes: tuple[torch.dtype, ...],
+        key: Tensor | None,
+        noises: list[Tensor],
+        spare: Spare | None,
+        tries: int = 3,
+    ) -> list[Tensor] | None:
+        """The outputs of a row; None where it must go through the op.  ``tries``: of kinds that do not fit."""
+        if _grad() or not _free():
+            return None
+        try:
+            kind = self._kinds.pop()  # at once: no other thread has it now
+        except IndexError:
+            return None
+        operands = terms + noises if noises else terms
+        call, handle, at, addresses, keyed, shape, terms_of, made, kinds = kind
+        alike = made == dtypes and terms_of == len(terms) and len(kinds) == len(operands) and keyed is (key is not None)
+        if not alike or terms[0].shape != shape:
+            self._kinds.insert(0, kind)
+            return self(step, terms, dtypes, key, noises, spare, tries - 1) if tries else None
+        place = 2 + len(dtypes)
+        for x, dtype in zip(operands, kinds):  # noqa: B905  (strict costs a tenth of a microsecond)
+            if (
+                type(x) is not Tensor
+                or x.dtype is not dtype
+                or x.shape != shape
+                or not x.is_cpu
+                or not x.is_contiguous()
+                or x.is_neg()
+            ):
+                self._kinds.append(kind)
+                return None
+            addresses[place] = x.data_ptr()
+            place += 1
+        outs = new_like(terms[0], dtypes, spare)
+        place = 2
+        for out in outs:
+            addresses[place] = out.data_ptr()
+            place += 1
+        addresses[0] = step.data_ptr()
+        if key is not None:
+            addresses[1] = key.data_ptr()
+        done = call(handle, at)
+        self._kinds.append(kind)
+        return outs if done else None
+
+    def learn(
+        self, step: Tensor, outs: list[Tensor], terms: list[Tensor], key: Tensor | None, noises: list[Tensor]
+    ) -> None:
+        """Have a call like this one ready, which was just done by the op."""
+        if self._left <= 0 or _grad() or not _free():
+            return
+        operands = (*terms, *noises)
+        if any(type(x) is not Tensor or not x.is_contiguous() or x.is_neg() for x in (*outs, *operands)):
+            return
+        shape, dtypes, kinds = outs[0].shape, tuple(x.dtype for x in outs), tuple(x.dtype for x in operands)
+        what = key is not None, shape, len(terms), dtypes, kinds
+        if any(kind[4:] == what for kind in self._kinds.copy()):
+            return
+        self._left -= 1
+        call = bound.bind(outs, terms, self._table, step, key, noises)
+        if call is not None:
+            self._bounds.append(call)
+            self._kinds.append(_Kind(call._call, call._handle, call._at, call.addresses, *what))
