@@ -206,7 +206,7 @@ class Fused:
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype), None
 
     def _counter(self, like: Tensor, generator: Generators) -> Tensor:
-        made_for = (len(like), like.device, generator if not isinstance(generator, list) else tuple(generator))
+        made_for = (like.shape[0], like.device, generator if not isinstance(generator, list) else tuple(generator))
         if self._keys is None or self._keys[0] != made_for:
             if self.seed is not None or generator is None:
                 seed = int(torch.randint(2**62, (), dtype=torch.int64)) if self.seed is None else self.seed
