@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,24 +46,43 @@ def check_output(told: Any, x: Tensor, *, guided: bool, also: tuple[int, ...] | 
             raise TypeError(f"model: returned {out.dtype}, need a floating dtype")
 
 
-class Recorded:
-    """Noise that a caller gives in place of keys: one tensor per draw, or a function of the number of the draw."""
+def draws_of(values: Array) -> list[int]:
+    """The draw of each noise tensor of a row ``(48,)`` or longer; none if the row uses no noise."""
+    used = values[NOISE_WEIGHTS].reshape(row.MAX_NOISES, row.MAX_OUTPUTS).any(axis=1)
+    if not used.any():
+        return []
+    # A noise of weight zero is never read, so that of noise 1 may stand in the place of noise 0.
+    return [int(values[row.DRAW + (r if used[r] else 1)]) for r in range(used[1] + 1)]
 
-    def __init__(self, noise: Noise, draws: int) -> None:
+
+class Recorded:
+    """Noise that a caller gives in place of keys: one tensor per draw, or a function of the number of the draw.
+
+    ``rows``: of the run, in order.  A function is asked once for each draw, also where two of them use it.
+    """
+
+    def __init__(self, noise: Noise, draws: int, rows: Iterable[Array] = ()) -> None:
         self.late, self._draws = callable(noise), draws
         self._noise = noise if callable(noise) else _by_number(noise)
+        self._uses = Counter(draw for values in rows if self.late for draw in set(draws_of(values)))
+        self._held: dict[int, Tensor] = {}
 
     def of_row(self, values: Array, x: Tensor) -> list[Tensor]:
         """The noise tensors of a row ``(48,)`` or longer that is applied to tensors like ``x``."""
-        used = values[NOISE_WEIGHTS].reshape(row.MAX_NOISES, row.MAX_OUTPUTS).any(axis=1)
-        if not used.any():
-            return []
-        # A noise of weight zero is never read, so that of noise 1 may stand in the place of noise 0.
-        draws = [int(values[row.DRAW + (r if used[r] else 1)]) for r in range(used[1] + 1)]
-        return [self(draw, x) for draw in draws]
+        draws = draws_of(values)
+        made = {draw: self(draw, x) for draw in dict.fromkeys(draws)}
+        return [made[draw] for draw in draws]
 
     def __call__(self, draw: int, x: Tensor) -> Tensor:
         """The noise of a draw for the state ``x``; raises ``TypeError`` or ``ValueError`` if it is not like ``x``."""
+        xi = self._held.pop(draw, None)
+        xi = self._ask(draw, x) if xi is None else xi
+        self._uses[draw] -= 1
+        if self._uses[draw] > 0:  # a copy: the function may write the next draw to the same memory
+            self._held[draw] = xi.clone()
+        return xi
+
+    def _ask(self, draw: int, x: Tensor) -> Tensor:
         xi = self._noise(draw) if callable(self._noise) else self._noise.get(draw)
         if xi is None:
             raise ValueError(f"noise: got none for draw {draw}; the plan has {self._draws} draws (0 is the start)")

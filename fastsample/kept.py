@@ -8,9 +8,10 @@ network that kept its input, a callback, a view, an array) or has changed in kin
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
+from weakref import getweakrefcount
 
 import torch
 from torch import Tensor
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .plan_memory import DevicePlan
 
-BYTES = 1 << 18  # of the slots together; beyond, a set-up is nothing beside the steps
+BYTES = 1 << 18  # of the slots together, and of the times; beyond, a set-up is nothing beside the steps
 _storage_users = getattr(torch._C, "_storage_Use_Count", None)
-_users, _wants_grad = Tensor._use_count, Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_users = Tensor._use_count  # type: ignore[attr-defined]
 
 
 def place_of(plan: Plan, x: Tensor, key: Tensor | None, input_dtype: torch.dtype | None) -> Hashable | None:
     """What runs that may share memory have in common; None for a run that leaves none."""
     if type(x) is not Tensor or not x.is_cpu or plan.parts > 1 or key is None or _storage_users is None:
         return None
-    size = x.numel() * x.element_size() * len(plan.slots)
-    return (x.shape, x.dtype, x.stride(), input_dtype) if 0 < size <= BYTES else None
+    size, told = x.numel() * x.element_size() * len(plan.slots), plan.nfe * x.shape[0] * 16
+    return (x.shape, x.dtype, x.stride(), input_dtype) if 0 < size <= BYTES and told <= BYTES else None
 
 
 class Kept:
@@ -41,7 +42,8 @@ class Kept:
 
     Args:
         plan, device: the plan, and its tensors.
-        slots, asked, times, prepared, key: of a run that has not begun, see `PlanRun`; ``prepared`` uses ``key``.
+        slots, asked, prepared, key: of a run that has not begun, see `PlanRun`; ``prepared`` uses ``key``.
+        times: ``(calls, batch, ...)``; a run has views of its own, so that nothing hangs on them from run to run.
         said: dtype that the network's outputs had in an earlier run; of other dtypes they go through the op.
     """
 
@@ -51,71 +53,75 @@ class Kept:
         device: DevicePlan,
         slots: list[Tensor],
         asked: dict[int, Tensor],
-        times: Sequence[Tensor],
+        times: Tensor,
         prepared: list[tuple[Any, ...]],
         key: Tensor,
         said: torch.dtype,
     ) -> None:
-        self.slots, self.asked, self.times, self.prepared, self.key = slots, asked, times, prepared, key
+        self.slots, self.asked, self.prepared, self.key = slots, asked, prepared, key
         self.repeats = Repeats(plan, device.steps)
         told = torch.empty(slots[0].shape, dtype=said)
         for call, first in enumerate(plan.alike):
             if call == first:
                 _, outs, terms, step, used, _, _, _ = prepared[call]
                 self.repeats.prepare(call, outs, [told if x is None else x for x in terms], device.table, step, used)
-        self._plan, self._device = plan, device
+        # neither the plan nor its tensors as a whole, which hold this
+        self._outputs, self._rows, self._steps = plan.prologue.outputs, device.starts, device.steps[: len(STARTS)]
         self._starts: dict[str, bound.Bound | None] = {}
         self._key_at, self._key_bytes = key.data_ptr(), key.numel() * key.element_size()
-        # one memory for all times: views of its rows
-        self._times_at = times[0].data_ptr()
-        self._times_bytes = times[-1].data_ptr() + times[-1].nbytes - self._times_at
+        self._times, self._times_at = times, times.data_ptr()
+        self._times_bytes = int(times.untyped_storage().nbytes()) - int(times.storage_offset()) * times.element_size()
         self._told = ctypes.string_at(self._times_at, self._times_bytes)
-        self._storages = [x.untyped_storage() for x in (*slots, times[0])]
+        root = times if times._base is None else times._base
+        self._watched = [*slots, root]
+        self._storages = [x.untyped_storage() for x in self._watched]
         self._shared = [storage._cdata for storage in self._storages]
-        self._alone: Any = None
+        del root
         self._alone = self._look()
 
-    def load(self, key: Tensor) -> tuple[list[Tensor], dict[int, Tensor], Sequence[Tensor], list[Any], Tensor]:
+    def load(self, key: Tensor) -> tuple[list[Tensor], dict[int, Tensor], tuple[Tensor, ...], list[Any], Tensor]:
         """Slots, what is asked, times, calls and keys for a run with these keys."""
         if key.is_contiguous():
             ctypes.memmove(self._key_at, key.data_ptr(), self._key_bytes)
         else:
             self.key.copy_(key)
-        return self.slots, self.asked, self.times, self.prepared, self.key
+        with torch.inference_mode(False):  # a compiled network tells inference tensors from others
+            times = self._times.unbind(0)
+        return self.slots, self.asked, times, self.prepared, self.key
 
     def begin(self, x: Tensor, start: str, key: Tensor | None) -> bool:
         """Do the prologue; False where it must go through the op."""
         if start not in self._starts:
             self._starts[start] = self._bind(x, start, key)
-            self._alone = self._look()
         call = self._starts[start]
         if call is None:
             return False
         if start != "noise":
             if not usual(x):
                 return False
-            call.addresses[2 + len(self._plan.prologue.outputs)] = x.data_ptr()
+            call.addresses[2 + len(self._outputs)] = x.data_ptr()
         return call()
 
     def _bind(self, x: Tensor, start: str, key: Tensor | None) -> bound.Bound | None:
-        outs, number = [self.slots[j] for j in self._plan.prologue.outputs], STARTS.index(start)
+        outs, number = [self.slots[j] for j in self._outputs], STARTS.index(start)
         like = outs[0] if start == "noise" else x  # noise reads no state
-        return bound.bind(outs, [like], self._device.starts, self._device.steps[number], key)
+        return bound.bind(outs, [like], self._rows, self._steps[number], key)
 
     def unheld(self) -> bool:
         """Whether nobody else holds this memory, and it is of the kind that it was."""
         return self._look() == self._alone and ctypes.string_at(self._times_at, self._times_bytes) == self._told
 
     def _look(self) -> Any:
-        slots, times = self.slots, self.times
+        watched = self._watched
         return (
-            list(map(getrefcount, slots)),
-            list(map(_users, slots)),
-            [(x.data_ptr(), x.shape, x.requires_grad) for x in slots],
-            list(map(getrefcount, times)),
-            list(map(_users, times)),
-            any(map(_wants_grad, times)),
-            times[0]._version,
+            list(map(getrefcount, watched)),
+            list(map(_users, watched)),
+            list(map(getweakrefcount, watched)),
+            any(map(vars, watched)),
+            [(x.data_ptr(), x.shape, x.stride(), x.dtype, x.requires_grad) for x in watched],
+            self._times.data_ptr(),
+            self._times._version,
             list(map(getrefcount, self._storages)),  # what Python holds of them is not among their users
             list(map(_storage_users, self._shared)),  # type: ignore[arg-type]  # `place_of` has looked
+            [storage.nbytes() for storage in self._storages],
         )

@@ -89,8 +89,8 @@ class DevicePlan:
     _times: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict, repr=False)
     kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)  # `PlanRun.leave`
 
-    def times(self, batch: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """Per call the times ``(batch,)`` or ``(batch, 2)`` told to the network: new memory, a network may write it."""
+    def times(self, batch: int, dtype: torch.dtype) -> torch.Tensor:
+        """What each call tells the network, ``(calls, batch)`` or ``(calls, batch, 2)``: new memory."""
         found = self._times.get((batch, dtype))
         if found is None:
             found = times_of(self.told.to(dtype), batch)
@@ -111,10 +111,9 @@ def times_of(told: torch.Tensor, batch: int) -> torch.Tensor:
     return out
 
 
-def unpadded(rows: torch.Tensor, batch: int, rest: Sequence[int]) -> tuple[torch.Tensor, ...]:
-    """Per call the times ``(batch, *rest)`` of `times_of`: dense views of its rows."""
-    times = rows[:, : math.prod(rest, start=batch)].view(len(rows), batch, *rest)
-    return times.unbind(0)
+def unpadded(rows: torch.Tensor, batch: int, rest: Sequence[int]) -> torch.Tensor:
+    """The times ``(calls, batch, *rest)`` of `times_of`, a view; those of each call are dense."""
+    return rows[:, : math.prod(rest, start=batch)].view(len(rows), batch, *rest)
 
 
 def shown_by(calls: Sequence[Call], table: Array, own: int) -> tuple[int, ...]:

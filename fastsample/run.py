@@ -77,7 +77,8 @@ class PlanRun:
         pair = _parts(plan, x, start)
         x = pair[0]
         self._key: Tensor | None = None
-        self._noise = None if noise is None else Recorded(noise, plan.draws)
+        self._t: tuple[Tensor, ...]
+        self._noise = None if noise is None else Recorded(noise, plan.draws, plan.table)
         self._device = plan.to(x.device)
         names = [slot.name for slot in plan.slots]
         self._denoised = names.index("x0") if "x0" in names else None
@@ -104,13 +105,15 @@ class PlanRun:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.inference_mode(False):  # kept for later runs, which may want gradients
             bank = Bank(plan, x, input_dtype)  # a compiled network tells inference tensors from others
-            self._t = self._device.times(len(x), wide)
-            self._key = key if said is None or key is None else key.clone()  # memory of its own
-        self._slots, self._asked = bank.tensors, bank.asked
-        self._prepared = [] if self.grad else self._prepare()
-        if said is None or self._key is None or not bound.free():
-            return None
-        return Kept(plan, self._device, self._slots, self._asked, self._t, self._prepared, self._key, said)
+            times = self._device.times(len(x), wide)
+            lasting = said is not None and key is not None and bound.free()
+            self._key = key.clone(memory_format=torch.contiguous_format) if lasting and key is not None else key
+            self._slots, self._asked = bank.tensors, bank.asked
+            self._prepared = [] if self.grad else self._prepare()
+            if lasting and said is not None and self._key is not None:
+                return Kept(plan, self._device, self._slots, self._asked, times, self._prepared, self._key, said)
+            self._t = times.unbind(0)
+        return None
 
     def finish(self) -> Tensor:
         """The state as a tensor of the caller; the run is over, and the next one may have its memory."""
@@ -122,6 +125,7 @@ class PlanRun:
             left = self._device.kept
             left.clear()  # of the last kind of run alone
             if kept is not None:
+                self._t = ()
                 self._held = not kept.unheld()
             left[place] = False if self._held else self._said if kept is None else kept
         self._kept = self._place = None
@@ -174,8 +178,9 @@ class PlanRun:
             repeat = Repeats.of(self.plan, self._device.steps, self.state)
         before: Any = None
         out: Any = None
-        for call, (ask, outs, terms, step, key, noise, places, keep) in enumerate(self._prepared):
-            told = yield ask
+        times = self._t
+        for call, (x, outs, terms, step, key, noise, places, keep) in enumerate(self._prepared):
+            told = yield x, times[call]
             if call == 0:
                 self._check(told)
             if before is not None:
@@ -265,7 +270,7 @@ class PlanRun:
                 key, noise = self.noises(self.plan.table[i]) if needs else (None, [])
                 kinds[alike] = self._asked[call.ask], outs, terms, key, noise, places, keep
             x, outs, terms, key, noise, places, keep = kinds[alike]
-            prepared.append(((x, self._t[i]), outs, terms, steps[i], key, noise, places, keep))
+            prepared.append((x, outs, terms, steps[i], key, noise, places, keep))
         return prepared
 
     def noises(self, values: Array) -> tuple[Tensor | None, list[Tensor]]:

@@ -115,7 +115,7 @@ class StepLoop(Planned):
         slots = [torch.empty_like(x, dtype=fed if s.role == "input" else None) for s in pattern.slots]
         spare = [torch.empty_like(x) for _ in range(self.depth)]
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        times = unpadded(times_of(self.times.to(wide), len(x)), len(x), self.times.shape[1:])
+        times = unpadded(times_of(self.times.to(wide), len(x)), len(x), self.times.shape[1:]).unbind(0)
         first, noise_key = self.steps[0], key if pattern.noisy else None
         starts = self.starts[STARTS.index(self.start)][None]
         torch.ops.fastsample.update_([slots[j] for j in pattern.outputs], [x], starts, first, key, [])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.weak import WeakIdKeyDictionary
 
 import fastsample
 from fastsample import kept, native, remember
@@ -24,7 +27,7 @@ def smooth(x, t):
     return torch.tanh(x) * 0.9 + 1e-4 * t.view(-1, 1, 1).to(x.dtype)
 
 
-NET = Network(smooth)
+NET, NET2 = Network(smooth), Network(lambda x, t: torch.tanh(x) * 0.9)
 
 
 @pytest.fixture(autouse=True)
@@ -319,3 +322,108 @@ def test_only_those_who_ask_share():
     one, two = PlanRun(plan, like, key=key), PlanRun(plan, like, key=key, reuse=True)
     assert one.state.data_ptr() != two.state.data_ptr()
     assert left() == []  # in use
+
+
+def test_what_hangs_on_a_time_does_not_outlive_the_run(never):
+    """An embedding kept by the identity of a time is that of the weights of its run."""
+    for hang in ("weak", "attribute"):
+        known, weight = WeakIdKeyDictionary(), torch.ones(())
+
+        def net(x, t, hang=hang, known=known, weight=weight):
+            found = known.get(t) if hang == "weak" else getattr(t, "_embedded", None)
+            if found is None:
+                found = weight * t
+                if hang == "weak":
+                    known[t] = found
+                else:
+                    t._embedded = found
+            return smooth(x, t) + 1e-3 * found.view(-1, 1, 1)
+
+        network = Network(net)
+        for seed in range(4):
+            weight.mul_(1.5)
+            got, known_before = draw(seed, net=network), dict(known)
+            known.clear()
+            assert torch.equal(got, never(lambda s=seed, n=network: draw(s, net=n))), hang
+            del known_before
+
+
+@pytest.mark.parametrize("what", ["swap", "share", "cut", "transpose", "attribute", "weak"])
+def test_the_kind_of_memory_is_looked_at(never, what):
+    calls, weak = [0], []
+
+    def net(x, t):
+        out = smooth(x, t)
+        if calls[0] == 12 * 3 - 1:  # the last call of the third run
+            with torch.inference_mode(False):
+                if what == "swap":
+                    torch.utils.swap_tensors(t, torch.full_like(t, 77.0))
+                elif what == "share":
+                    t.share_memory_()
+                elif what == "cut":
+                    t.untyped_storage().resize_(0)
+                elif what == "transpose":
+                    x.transpose_(1, 2)
+                elif what == "attribute":
+                    x.note = 1
+                else:
+                    weak.append(weakref.ref(x))
+        calls[0] += 1
+        return out
+
+    network, square = Network(net), (2, 3, 3)
+    want = [never(lambda s=s: draw(s, x=square)) for s in range(6)]
+    for seed in range(6):
+        try:
+            got = draw(seed, x=square, net=network)
+        except (RuntimeError, ValueError):
+            assert seed == 2
+            continue
+        assert seed == 2 or torch.equal(got, want[seed])
+        if what == "weak" and seed >= 3:
+            assert weak[0]() is None
+
+
+def test_keys_of_any_layout():
+    plan = fastsample.make_plan("ddim", fastsample.make_path("cosine", "log-snr", steps=8))
+    x, key = torch.randn(2, 5), fastsample.keys(3, 2)
+
+    def run(given):
+        return fastsample.sample(NET2, x, plan=plan, seed=given, start=0)
+
+    want = run(key)
+    for _ in range(4):
+        assert torch.equal(run(_turned(key)), want)
+    assert torch.equal(run(key), want)
+
+
+def _turned(key):
+    """The same keys with strides (1, B)."""
+    out = torch.empty(2, len(key), dtype=torch.uint64).T
+    out.copy_(key)
+    assert not out.is_contiguous()
+    return out
+
+
+def test_many_times_are_not_kept():
+    shape, few = (4096, 1), kept.BYTES // (4096 * 16)
+    for steps, lasts in ((few, True), (4 * few, False)):
+        for _ in range(3):
+            fastsample.sample(NET2, shape, solver="ddim", steps=steps, seed=0)
+        found = list(plan_for(NET2, solver="ddim", steps=steps).to("cpu").kept.values())
+        assert bool(found) is lasts
+
+
+def test_a_forgotten_plan_is_gone_at_once():
+    for _ in range(3):
+        draw(0)
+    (one,) = left()
+    gone = weakref.ref(one)
+    del one
+    gc.collect()
+    gc.disable()
+    try:
+        remember.forget()
+        assert gone() is None
+    finally:
+        gc.enable()

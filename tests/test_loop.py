@@ -16,7 +16,7 @@ import fastsample
 from fastsample import GaussianMixture, Network, StopSampling, make_plan, noise, sample
 from fastsample.choosing import plan_for
 from fastsample.grids import make_path
-from fastsample.loop import drive
+from fastsample.loop import check_finite, drive
 from fastsample.run import PlanRun
 from fastsample.schedules import SCHEDULES
 
@@ -577,3 +577,36 @@ def test_trajectory_of_a_plan_whose_calls_take_many_steps():
     x, states = sample(network, 2, seed=0, return_trajectory=True, windows=[1] * 50 + [10] * 5, **options)
     assert len(states) == 56
     assert torch.equal(states[-1], x)
+
+
+@pytest.mark.parametrize("solver", ["sde-dpmpp-2s", "sde-dpmpp-3s", "dpmpp-sde"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_function_of_noise_is_asked_once_for_each_draw(solver, grad):
+    """Rows that use the noise of the call before again get the same tensor, also of a function with its own stream."""
+    path = make_path("edm", "karras", steps=6)
+    plan = make_plan(solver, path, input_scaling="edm", prediction="edm", time="log-sigma", anchored=False)
+    generator, buffer, asked, kept = torch.Generator().manual_seed(0), torch.empty(3, 4), [], {}
+
+    def stream(draw):
+        asked.append(draw)
+        kept[draw] = torch.randn(3, 4, generator=generator)
+        return buffer.copy_(kept[draw])  # the same memory for every draw
+
+    def net(x, t):
+        return torch.tanh(x)
+
+    got = sample(net, torch.zeros(3, 4), plan=plan, noise=stream, grad=grad)
+    assert len(asked) == len(set(asked)) and len(asked) > 3
+    assert torch.equal(got, sample(net, torch.zeros(3, 4), plan=plan, noise=kept, grad=grad))
+
+
+@pytest.mark.parametrize("size", [7, 1 << 18])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf, -math.inf])
+def test_check_finite(size, dtype, bad):
+    x = torch.full((2, size), torch.finfo(dtype).max if dtype is not torch.float64 else 1e300, dtype=dtype)
+    if bad is None:
+        return check_finite(x)
+    x[1, size // 2] = bad
+    with pytest.raises(FloatingPointError):
+        check_finite(x)

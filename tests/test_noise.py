@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastsample
 from fastsample import native, noise
 from fastsample.building import BuildError
 
@@ -181,3 +182,13 @@ def test_keys_of_few_samples_are_those_of_many(seed):
 def test_a_bool_is_no_seed(count):
     with pytest.raises(ValueError, match="seed: got True"):
         noise.keys(True, count)
+
+
+def test_keys_are_made_inside_of_traces_and_transforms():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    fastsample.sample(lambda x, t: x, (2, 4), steps=6, seed=0)  # the library is in use
+    want = noise.keys(5, 3)
+    graph = make_fx(lambda x: x + noise.keys(5, 3).view(torch.int64)[:, :1].double())(torch.zeros(3, 1).double())
+    assert torch.equal(graph(torch.zeros(3, 1).double()), want.view(torch.int64)[:, :1].double())
+    torch.func.grad(lambda x: (x * noise.keys(5, 3).view(torch.int64).double().sum()).sum())(torch.ones(2).double())

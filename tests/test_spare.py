@@ -297,3 +297,22 @@ def test_a_torch_that_counts_otherwise(name: str, other: Any, monkeypatch: pytes
     spec.loader.exec_module(again)
     large = torch.empty(again.LEAST)
     assert not again.fits(large) and spare.fits(large)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_another_default_device_and_noise_of_torch(name: str) -> None:
+    x = start(*SHAPE)
+    s = scheduler_of(name)
+    s.set_timesteps(6, device="cpu")
+    times = s.timesteps
+    with torch.device("meta"):
+        s.set_timesteps(6, device="cpu")
+        assert torch.equal(s.timesteps, times)
+        g = torch.Generator("cpu").manual_seed(3)
+        seen = s.scale_model_input(x, times[0])
+        got = s.step(seen, times[0], x, generator=g, return_dict=False)[0]
+    other = scheduler_of(name)
+    other.set_timesteps(6)
+    seen = other.scale_model_input(x, times[0])
+    want = other.step(seen, times[0], x, generator=torch.Generator("cpu").manual_seed(3), return_dict=False)[0]
+    assert torch.equal(got, want)

@@ -22,11 +22,12 @@ _modes = torch._C._len_torch_dispatch_stack
 _overrides = torch._C._len_torch_function_stack
 _profiled = torch._C._autograd._profiler_enabled
 _is_compiling = torch.compiler.is_compiling
+_transforms, _tracing = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
 
 
 def free() -> bool:
-    """Whether a call may go past the dispatcher: no mode, no profiler, no compiler, no other backend asked for."""
-    watched = _modes() or _overrides() or _profiled() or _is_compiling()
+    """Whether a call may go past the dispatcher: nobody watches, traces or transforms it, or has another backend."""
+    watched = _modes() or _overrides() or _profiled() or _is_compiling() or _transforms() or _tracing()
     return not watched and library._forced in _NATIVE
 
 
@@ -49,8 +50,8 @@ def _loaded() -> tuple[Any, Any, Any] | None:
 
 def write_keys(seed: int, keys: Tensor) -> bool:
     """Write the keys of samples 0 .. B-1 into new memory ``(B, 2)`` uint64; False if no library is in use so far."""
-    functions = _functions and _loaded()
-    if functions is None or not keys.is_cpu:
+    functions = _functions and free() and _loaded()
+    if not functions or not keys.is_cpu:
         return False
     functions[2](seed, len(keys), keys.data_ptr())
     return True

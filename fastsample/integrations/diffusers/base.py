@@ -201,7 +201,7 @@ class Fused:
             if fits(like):
                 room = self._spare.take(like, dtype, flat=True)
                 if room is not None:
-                    return torch.randn(like.shape, generator=generator, dtype=dtype, out=room), None
+                    return torch.randn(like.shape, generator=generator, device=like.device, dtype=dtype, out=room), None
             return torch.randn(like.shape, generator=generator, device=like.device, dtype=dtype), None
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype), None
 
