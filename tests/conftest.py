@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pathlib
+import tempfile
+
 import numpy as np
 import pytest
 import torch
 
 from fastsample.path import Path
+
+
+def _own_compile_cache() -> None:
+    """Inductor's cache knows nothing of schemas: code for another version of an op must not be found again."""
+    folder = pathlib.Path(__file__).parent.parent / "fastsample" / "ops"
+    text = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    name = f"fastsample-inductor-{os.getuid()}-{hashlib.sha256(text).hexdigest()[:16]}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / name))
+
+
+_own_compile_cache()
 
 
 def vp_path(steps: int, low: float = -3.0, high: float = 5.0, final: bool = True) -> Path:
