@@ -31,7 +31,7 @@ def brownian_faults(quick: bool) -> list[str]:
         stores = [i.op for i in code if i.op.startswith("STG")]
         name = f"sm_{cc:<3} {SHORT[dtype]} brownian"
         print(f"{name:<46} {registers:>9}")
-        if stack > (40 if dtype == torch.float64 else 0) or local:
+        if stack > (48 if dtype == torch.float64 else 0) or local:
             faults.append(f"{name}: spills (stack {stack}, local {local})")
         if not stores or not all(".64" in op or ".128" in op for op in stores):
             faults.append(f"{name}: stores {stores}")
@@ -101,7 +101,7 @@ def metropolis_faults(quick: bool) -> list[str]:
             name = f"sm_{cc:<3} {SHORT[dtype]} {kernel.__name__}{' strided' if strided else ''}"
             print(f"{name:<46} {registers:>9}")
             # The library's float64 sin and cos, as in examine.
-            if stack > (40 if dtype == torch.float64 and launch is launches[1] else 0) or local:
+            if stack > (48 if dtype == torch.float64 and launch is launches[1] else 0) or local:
                 faults.append(f"{name}: spills (stack {stack}, local {local})")
             wide = sum(".128" in i.op or ".256" in i.op for i in code if i.op.startswith(("LDG", "STG")))
             if launch is launches[1] and not strided and wide < 4 + terms + 2 + outs:
