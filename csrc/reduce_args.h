@@ -19,6 +19,11 @@ struct ReduceArgs {
   double* out;  // (batch, 48)
 };
 
+// The row of the table that a sample is told.
+inline const double* row_of(const ReduceArgs& a, int64_t sample) {
+  return a.table + a.step[a.per_sample_step ? sample : 0] * kColumns;
+}
+
 struct ThresholdArgs : ReduceArgs {
   double ratio, low, high;
 };

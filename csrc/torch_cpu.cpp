@@ -91,10 +91,6 @@ static void check_reduce(const ReduceArgs& a, const Tensor& rows, const Tensors&
                     a.table_rows - 1);
 }
 
-static const double* row_of(const ReduceArgs& a, int64_t sample) {
-  return a.table + a.step[a.per_sample_step ? sample : 0] * kColumns;
-}
-
 static ThresholdLoops threshold_loops() {
 #if defined(__x86_64__)
   if (chosen_isa() == Isa::kAvx512) return {isa_avx512::threshold_pass, isa_avx512::threshold_found};

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .ops import bound
 from .plan import STARTS
-from .repeats import Repeats, usual
+from .repeats import Repeats
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -97,7 +97,7 @@ class Kept:
         if call is None:
             return False
         if start != "noise":
-            if not usual(x):
+            if not bound.usual(x):
                 return False
             call.addresses[2 + len(self._outputs)] = x.data_ptr()
         return call()

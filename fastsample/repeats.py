@@ -60,15 +60,10 @@ class Repeats:
             kind = self._kinds[alike]
         except KeyError:  # its first turn
             pattern = self._patterns[call]
-            if self._alike.count(alike) > FEW and all(map(usual, (terms[n] for n, *_ in pattern.places))):
+            if self._alike.count(alike) > FEW and all(map(bound.usual, (terms[n] for n, *_ in pattern.places))):
                 self.prepare(call, outs, terms, table, step, key)
             kind = self._kinds.setdefault(alike, None)
         return kind is not None and kind(self._steps + 8 * call, terms)
-
-
-def usual(x: Any) -> bool:
-    """Whether the address of a tensor says where its elements are, in order."""
-    return type(x) is Tensor and x.is_cpu and x.is_contiguous() and not x.is_neg()
 
 
 class _Kind:
@@ -90,7 +85,7 @@ class _Kind:
                 return False
         for n, place, dtype in self._watched:
             x = terms[n]
-            if not (usual(x) and x.dtype is dtype and x.shape == shape):
+            if not (bound.usual(x) and x.dtype is dtype and x.shape == shape):
                 return False
             addresses[place] = x.data_ptr()
         addresses[0] = step

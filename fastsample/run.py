@@ -80,8 +80,6 @@ class PlanRun:
         self._t: tuple[Tensor, ...]
         self._noise = None if noise is None else Recorded(noise, plan.draws, plan.table)
         self._device = plan.to(x.device)
-        names = [slot.name for slot in plan.slots]
-        self._denoised = names.index("x0") if "x0" in names else None
         # a network of one part alone will do where nothing is asked of the other
         self._also = x.shape if plan.parts == 2 and len(plan.said) == 1 else None
         self._reduce = Reductions.of(plan, x)
@@ -159,7 +157,7 @@ class PlanRun:
             steps=self.plan.path.steps,
             t=float(self.plan.t[call]),
             x=self.state,
-            denoised=None if self._denoised is None else self._slots[self.plan.shown[call]],
+            denoised=self._slots[self.plan.shown[call]] if self.plan.shown else None,
         )
 
     def asks(self) -> Asks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from fastsample import CaptureError, Network, capture, graph, make_plan, sample
 from fastsample.graph.store import Store
 
 from .conftest import vp_path
+from .together import together
 
 pytestmark = pytest.mark.usefixtures("fresh_recordings")
 
@@ -193,11 +193,7 @@ def test_threads_take_turns():
         except Exception as error:
             wrong.append(error)
 
-    threads = [threading.Thread(target=work, args=([n, n + 4] * 3,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(work, [[n, n + 4] * 3 for n in range(4)])
     assert wrong == []
 
 
@@ -214,11 +210,7 @@ def test_threads_that_record_leave_the_compiler_on():
         for n in range(6):
             sample(rowwise, (count, 3 + n), steps=3, seed=0, graph="on")
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 7)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(work, range(1, 7))
     compiled = torch.compile(lambda x: x + 1, backend=counting)
     compiled(torch.zeros(2))
     assert ran == [1]

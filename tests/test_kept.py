@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import weakref
 
 import pytest
@@ -17,6 +16,8 @@ from fastsample import kept, native, remember
 from fastsample.choosing import plan_for
 from fastsample.models.network import Network
 from fastsample.run import PlanRun
+
+from .together import together
 
 pytestmark = pytest.mark.skipif(not native.load_for("cpu"), reason="no compiled CPU library")
 SHAPE = (2, 3, 4)
@@ -249,11 +250,7 @@ def test_threads(never):
             if not torch.equal(draw(seed), want[seed]):
                 wrong.append(seed)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(work, range(4))
     assert not wrong
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from fastsample.ops import use_backend
 
 from .lockstep import start
 from .spares import run, scheduler_of
+from .together import together
 
 pytestmark = pytest.mark.skipif(not native.load_for("cpu"), reason="no compiled CPU library")
 NAMES = sorted(classes())
@@ -195,11 +195,7 @@ def test_threads_on_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
                 if not equal(run(Dpm(), x, steps=8), want):
                     wrong.append(n)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(work, range(4))
     assert not wrong
 
 
@@ -208,7 +204,7 @@ def test_who_always_comes_with_another_shape_is_served_by_the_op(turns: Any) -> 
         run(Dpm(), start(1, n), steps=3)
     (rows,) = engine._tables.values()
     (device,) = rows._devices.values()
-    assert device[2] is not None and len(device[2]._bounds) <= quick._BINDS
+    assert device[2] is not None and len(device[2]._kinds) <= quick._BINDS
 
 
 def test_a_table_that_grows_has_calls_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

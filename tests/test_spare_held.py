@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +22,7 @@ from fastsample.integrations.diffusers.spare import Spare
 
 from .lockstep import network, start
 from .spares import SHAPE, kept, low_limit, run, scheduler_of  # noqa: F401
+from .together import together
 
 Keeper = Callable[[], Tensor]
 
@@ -208,12 +208,8 @@ def test_two_threads_step_one_scheduler() -> None:
                     wrong.append(i)
             wrong.extend(i for i, z in held if not torch.equal(z, want[i]))
 
-    threads = [threading.Thread(target=work, args=(keep,)) for keep in (0, 1, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong and len(kept(scheduler)) <= spare._BUFFERS + len(threads)
+    together(work, (0, 1, 3))
+    assert not wrong and len(kept(scheduler)) <= spare._BUFFERS + 3
 
 
 def test_copies_have_their_own() -> None:

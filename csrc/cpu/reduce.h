@@ -26,7 +26,7 @@ class Prediction {
   static constexpr int kWidth = Lane<V>::kWidth, kL = 4;
 
   Prediction(const ReduceArgs& args, int64_t sample) : a(args), sample(sample) {
-    const double* row = a.table + a.step[a.per_sample_step ? sample : 0] * kColumns;
+    const double* row = row_of(a, sample);
     uint32_t used = 0;
     for (int j = 0; j < a.n_terms; ++j) {
       const S weight = static_cast<S>(row[4 * j]);

@@ -30,7 +30,7 @@ template <class V, class S = typename Lane<V>::Scalar>
 void blocks(const RescaleArgs& a, int64_t sample, int64_t begin, int64_t end, Moments* to) {
   alignas(64) S c_memory[kMomentBlock], u_memory[kMomentBlock], e[kMomentBlock];
   alignas(64) Moments lanes[kLanes];
-  const double* row = a.table + a.step[a.per_sample_step ? sample : 0] * kColumns;
+  const double* row = row_of(a, sample);
   const S weight = static_cast<S>(row[kGuidance]);
   const S c_first = *fetch<V>(a, a.cond, sample, 0, 1, c_memory),
           u_first = *fetch<V>(a, a.uncond, sample, 0, 1, u_memory);

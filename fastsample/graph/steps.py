@@ -30,9 +30,8 @@ class Replayed(PlanRun):
     """What hooks see of a run that is replayed: the state is memory of the recording."""
 
     def __init__(self, plan: Plan, slots: list[Tensor]) -> None:
-        names = [slot.name for slot in plan.slots]
         self.plan, self.calls, self.guided, self.grad = plan, plan.nfe, plan.guided, False
-        self._slots, self._denoised = slots, names.index("x0") if "x0" in names else None
+        self._slots = slots
 
     def asks(self) -> Any:
         raise RuntimeError("a replayed run asks no network")

@@ -36,7 +36,7 @@ class Randomness:
             return self._host
         if not isinstance(self._seed, (int, np.integer)):
             raise ValueError("shared: got a seed per chain, which leaves none for what chains share")
-        return torch.tensor([[_signed(int(self._seed)), 0]], dtype=torch.int64).view(torch.uint64)
+        return torch.tensor([[keyed._signed(int(self._seed)), 0]], dtype=torch.int64).view(torch.uint64)
 
     def velocity(self, given: Any, x: Tensor) -> Tensor:
         if given is None:
@@ -45,10 +45,6 @@ class Randomness:
         if not isinstance(given, Tensor) or given.shape != x.shape or not given.is_floating_point():
             raise ValueError(f"velocity: need a floating tensor of the shape of x, {tuple(x.shape)}")
         return given.detach().to(x).clone(memory_format=torch.contiguous_format)
-
-
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
 
 
 def _lookup(noise: Mapping[int, Tensor], x: Tensor) -> Callable[[int], Tensor]:

@@ -25,10 +25,19 @@ _is_compiling = torch.compiler.is_compiling
 _transforms, _tracing = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
 
 
+def untraced() -> bool:
+    """Whether tensors are what they seem: no compiler, no dispatch mode, no transform, no trace."""
+    return not (_is_compiling() or _modes() or _transforms() or _tracing())
+
+
 def free() -> bool:
     """Whether a call may go past the dispatcher: nobody watches, traces or transforms it, or has another backend."""
-    watched = _modes() or _overrides() or _profiled() or _is_compiling() or _transforms() or _tracing()
-    return not watched and library._forced in _NATIVE
+    return untraced() and not (_overrides() or _profiled()) and library._forced in _NATIVE
+
+
+def usual(x: Any) -> bool:
+    """Whether the address of a tensor says where its elements are, in order."""
+    return type(x) is Tensor and x.is_cpu and x.is_contiguous() and not x.is_neg()
 
 
 def _loaded() -> tuple[Any, Any, Any] | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 
 from fastsample import CaptureError, GaussianMixture, capture, graph, make_plan, sample
 from fastsample.graph.cuda import CudaRecorder
 from tests.conftest import vp_path
+from tests.together import together
 
 pytestmark = [
     pytest.mark.gpu,
@@ -244,11 +243,7 @@ def test_streams_and_threads(net):
             wrong.append(error)
 
     torch.cuda.synchronize()
-    threads = [threading.Thread(target=work, args=([n, n + 3] * 4,)) for n in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(work, [[n, n + 3] * 4 for n in range(3)])
     assert wrong == []
 
 

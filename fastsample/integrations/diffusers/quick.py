@@ -7,7 +7,7 @@ modes or gradients, goes through the op.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .spare import LEAST, Spare, fits
 _BINDS = 32  # calls that a table has ready: who comes with a new shape in every call is served by the op
 
 _grad = torch.is_grad_enabled
-_free = bound.free
+_free, _usual = bound.free, bound.usual
 _empty_like = torch.empty_like
 
 
@@ -41,10 +41,7 @@ def new_like(like: Tensor, dtypes: Sequence[torch.dtype], spare: Spare | None) -
 class _Kind(NamedTuple):
     """A bound call and what its tensors are; whoever uses it has it alone."""
 
-    call: Any
-    handle: Any
-    at: Any
-    addresses: Any
+    bound: bound.Bound
     keyed: bool
     shape: torch.Size
     terms: int
@@ -55,12 +52,11 @@ class _Kind(NamedTuple):
 class Quick:
     """The bound calls of one table on the CPU."""
 
-    __slots__ = ("_bounds", "_kinds", "_left", "_table")
+    __slots__ = ("_kinds", "_left", "_table")
 
     def __init__(self, table: Tensor) -> None:
         self._table, self._left = table, _BINDS
         self._kinds: list[_Kind] = []
-        self._bounds: list[bound.Bound] = []  # kept alive
 
     def __call__(
         self,
@@ -80,21 +76,14 @@ class Quick:
         except IndexError:
             return None
         operands = terms + noises if noises else terms
-        call, handle, at, addresses, keyed, shape, terms_of, made, kinds = kind
+        call, keyed, shape, terms_of, made, kinds = kind
         alike = made == dtypes and terms_of == len(terms) and len(kinds) == len(operands) and keyed is (key is not None)
         if not alike or terms[0].shape != shape:
             self._kinds.insert(0, kind)
             return self(step, terms, dtypes, key, noises, spare, tries - 1) if tries else None
-        place = 2 + len(dtypes)
+        addresses, place = call.addresses, 2 + len(dtypes)
         for x, dtype in zip(operands, kinds):  # noqa: B905  (strict costs a tenth of a microsecond)
-            if (
-                type(x) is not Tensor
-                or x.dtype is not dtype
-                or x.shape != shape
-                or not x.is_cpu
-                or not x.is_contiguous()
-                or x.is_neg()
-            ):
+            if not (_usual(x) and x.dtype is dtype and x.shape == shape):
                 self._kinds.append(kind)
                 return None
             addresses[place] = x.data_ptr()
@@ -107,7 +96,7 @@ class Quick:
         addresses[0] = step.data_ptr()
         if key is not None:
             addresses[1] = key.data_ptr()
-        done = call(handle, at)
+        done = call()
         self._kinds.append(kind)
         return outs if done else None
 
@@ -118,14 +107,13 @@ class Quick:
         if self._left <= 0 or _grad() or not _free():
             return
         operands = (*terms, *noises)
-        if any(type(x) is not Tensor or not x.is_contiguous() or x.is_neg() for x in (*outs, *operands)):
+        if not all(map(_usual, (*outs, *operands))):
             return
         shape, dtypes, kinds = outs[0].shape, tuple(x.dtype for x in outs), tuple(x.dtype for x in operands)
         what = key is not None, shape, len(terms), dtypes, kinds
-        if any(kind[4:] == what for kind in self._kinds.copy()):
+        if any(kind[1:] == what for kind in self._kinds.copy()):
             return
         self._left -= 1
         call = bound.bind(outs, terms, self._table, step, key, noises)
         if call is not None:
-            self._bounds.append(call)
-            self._kinds.append(_Kind(call._call, call._handle, call._at, call.addresses, *what))
+            self._kinds.append(_Kind(call, *what))

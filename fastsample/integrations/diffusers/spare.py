@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastsample.ops.bound import untraced
+
 LEAST, MOST = 2**19, 2**25  # bytes: below hardly any page was seen to come back, above every allocation is a mapping
 _BUFFERS = 16  # UniPC and SA-Solver of the highest order have 10 to 12 in use at once
 _DEFAULT_MB = "256"
@@ -25,10 +27,6 @@ _address = getattr(torch._C, "_storage_address", None)
 _holders = getattr(torch._C, "_storage_Use_Count", None)
 _below_views: Any = getattr(torch._C, "_AutoDispatchBelowADInplaceOrView", None)
 _inference = torch.is_inference_mode_enabled
-_is_compiling = torch.compiler.is_compiling
-_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
-_transforms = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
-_tracing = getattr(torch._C, "_get_tracing_state", None)
 
 
 class _Base(NamedTuple):
@@ -142,7 +140,7 @@ def _budget() -> int:
 
 def _counts() -> bool:
     """Whether this torch tells the holders of a storage, and they are what is said above."""
-    if None in (_address, _holders, _below_views, _modes, _transforms, _tracing):
+    if None in (_address, _holders, _below_views):
         return False
     base = torch.empty(1, dtype=torch.float32, device=_CPU)
     storage = _address(base)  # type: ignore[misc]
@@ -155,12 +153,9 @@ def fits(like: Tensor) -> bool:
     """Whether outputs like this one are kept: plain large tensors on the CPU, outside of tracing and transforms."""
     return (
         type(like) is Tensor  # these two first: traced tensors may have no size to compare
-        and not _is_compiling()
+        and untraced()
         and LEAST <= like.nbytes <= MOST
         and like.is_cpu
-        and _modes() == 0  # type: ignore[misc]
-        and _transforms() is None  # type: ignore[misc]
-        and _tracing() is None  # type: ignore[misc]
     )
 
 
