@@ -89,7 +89,7 @@ def cpu_library(sanitize: bool = False) -> Library:
         isas += [("isa_avx2", ("-march=x86-64-v3",)), ("isa_avx512", ("-march=x86-64-v4",))]
     units = [
         Unit(f"cpu/{name}.cpp", (*flags, *march, f"-DFS_ISA={isa}"), f"{name}_{isa}")
-        for name in ("update", "brownian", "threshold", "rescale", "metropolis")
+        for name in ("update", "brownian", "threshold", "rescale", "metropolis", "torch_stream")
         for isa, march in isas
     ]
     includes = (f"-DTORCH_TARGET_VERSION={ABI_TARGET}", "-isystem", str(torch / "include"))

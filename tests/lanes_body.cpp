@@ -3,6 +3,7 @@
 #include <initializer_list>
 
 #include "cpu/row_loop.h"
+#include "cpu/torch_stream.h"
 #include "cpu/update.h"
 
 #ifndef FS_ISA
@@ -34,7 +35,9 @@ void primitives(const uint32_t* words, Out& out) {
   each(words, out, [](U32 x) { return x ^ U32(0x12345678u); });
   each(words, out, [](U32 x) { return (x & U32(0xff00ff00u)) + U32(0x9E3779B9u) - (x << 7); });
   for (int by : {1, 9, 23, 31}) each(words, out, [=](U32 x) { return shift_signed(x, by); });
+  for (int by : {1, 11, 23, 31}) each(words, out, [=](U32 x) { return x >> by; });
   each(words, out, [](U32 x) { return to_float(x); });
+  each(words, out, [&](U32 x) { return whole(small(x)); });
   each(words, out, [&](U32 x) { return fma(small(x), small(x ^ U32(77u)), small(x << 3)); });
   each(words, out, [&](U32 x) { return small(x) * small(x << 5) + small(x << 2) - F32(0.3f); });
   each(words, out, [](U32 x) { return sqrt_rn(to_float(x)); });
@@ -101,6 +104,24 @@ void noise(const uint32_t* words, Out& out) {
     }
 }
 
+// Normals of torch's stream, of a state made of the words, in one go and in two parts; and the state that is left.
+void stream(const uint32_t* words, Out& out) {
+  static Mersenne from, to;
+  for (int i = 0; i < kMersenne; ++i) from.words[i] = words[i % 64] * (2u * i + 1) + i;
+  alignas(64) static uint16_t made[2][2 * 2017];
+  for (DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+    from.left = words[5] % (kMersenne + 1);
+    for (int parts = 1; parts <= 2; ++parts) {
+      const StreamArgs a{&from, &to, made[parts - 1], type, 2017};
+      for (int64_t k = 0; k < parts; ++k)
+        stream_blocks(a, stream_block_count(a) * k / parts, stream_block_count(a) * (k + 1) / parts);
+    }
+    for (int64_t i = 0; i < 2017 * size_of(type) / 2; ++i) out.word(made[0][i] << 16 | made[1][i]);
+  }
+  for (int i = 0; i < kMersenne; ++i) out.word(to.words[i]);
+  out.word(static_cast<uint32_t>(to.left));
+}
+
 // y = 0.75 x - 0.5 e + 0.25 xi and D = clamp(x - e), of a sample with 999 elements, by the loop itself.
 void update(const uint32_t* words, Out& out, DType type) {
   constexpr int kN = 999;
@@ -144,6 +165,7 @@ extern "C" __attribute__((visibility("default"), used)) int64_t lanes(const uint
   FS_ISA::primitives(words, out);
   FS_ISA::search(words, out);
   FS_ISA::noise(words, out);
+  FS_ISA::stream(words, out);
   for (DType type : {DType::kF32, DType::kBF16, DType::kF16}) FS_ISA::update(words, out, type);
   return out.p - to;
 }

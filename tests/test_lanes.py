@@ -18,7 +18,11 @@ from fastsample import building
 from tests.emulated import call, compile_for_arm, link_for_arm
 
 ROOT = building.source_root().parent
-SOURCES = [ROOT / "csrc" / "cpu" / "update.cpp", ROOT / "tests" / "lanes_body.cpp"]
+SOURCES = [
+    ROOT / "csrc" / "cpu" / "update.cpp",
+    ROOT / "csrc" / "cpu" / "torch_stream.cpp",
+    ROOT / "tests" / "lanes_body.cpp",
+]
 FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-fno-math-errno", f"-I{ROOT / 'csrc'}"]
 MARCH = {"isa_base": [], "isa_avx2": ["-march=x86-64-v3"], "isa_avx512": ["-march=x86-64-v4"]}
 NEEDS = {"isa_avx2": {"avx2", "fma"}, "isa_avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"}}

@@ -58,9 +58,11 @@ FS_HD void mul_wide(uint32_t a, uint32_t constant, uint32_t& hi, uint32_t& lo) {
   lo = static_cast<uint32_t>(product);
 }
 
-// Integer to float, round to nearest even; and the arithmetic shift of a signed word.
+// Integer to float, round to nearest even; float to signed integer, towards zero; the arithmetic shift of a signed
+// word.
 FS_HD float to_float(uint32_t x) { return static_cast<float>(x); }
 FS_HD float to_float_signed(uint32_t x) { return static_cast<float>(static_cast<int32_t>(x)); }
+FS_HD uint32_t whole(float x) { return static_cast<uint32_t>(static_cast<int32_t>(x)); }
 FS_HD uint32_t shift_signed(uint32_t x, int by) { return static_cast<uint32_t>(static_cast<int32_t>(x) >> by); }
 
 }  // namespace fs

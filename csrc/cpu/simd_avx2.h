@@ -23,6 +23,7 @@ FS_HD U32 operator&(U32 a, U32 b) { return U32(_mm256_and_si256(a.v, b.v)); }
 FS_HD U32 operator+(U32 a, U32 b) { return U32(_mm256_add_epi32(a.v, b.v)); }
 FS_HD U32 operator-(U32 a, U32 b) { return U32(_mm256_sub_epi32(a.v, b.v)); }
 FS_HD U32 operator<<(U32 a, int by) { return U32(_mm256_slli_epi32(a.v, by)); }
+FS_HD U32 operator>>(U32 a, int by) { return U32(_mm256_srli_epi32(a.v, by)); }
 FS_HD U32 shift_signed(U32 a, int by) { return U32(_mm256_srai_epi32(a.v, by)); }
 FS_HD F32 operator+(F32 a, F32 b) { return F32(_mm256_add_ps(a.v, b.v)); }
 FS_HD F32 operator-(F32 a, F32 b) { return F32(_mm256_sub_ps(a.v, b.v)); }
@@ -32,6 +33,7 @@ FS_HD F32 sqrt_rn(F32 a) { return F32(_mm256_sqrt_ps(a.v)); }
 FS_HD U32 bits_of(F32 a) { return U32(_mm256_castps_si256(a.v)); }
 FS_HD F32 float_of(U32 a) { return F32(_mm256_castsi256_ps(a.v)); }
 FS_HD F32 to_float_signed(U32 a) { return F32(_mm256_cvtepi32_ps(a.v)); }
+FS_HD U32 whole(F32 a) { return U32(_mm256_cvttps_epi32(a.v)); }
 FS_HD F32 to_float(U32 a) {  // halves are exact, the fma rounds once
   const __m256 hi = _mm256_cvtepi32_ps(_mm256_srli_epi32(a.v, 16));
   const __m256 lo = _mm256_cvtepi32_ps(_mm256_and_si256(a.v, _mm256_set1_epi32(0xffff)));
@@ -82,6 +84,8 @@ FS_HD void add_wide(double* to, F32 x) {
 }
 FS_HD U32 load_words(const uint32_t* p) { return U32(_mm256_loadu_si256((const __m256i*)p)); }
 FS_HD void store_words(uint32_t* p, U32 x) { _mm256_storeu_si256((__m256i*)p, x.v); }
+FS_HD U32 load_apart(const uint32_t* p) { return load_words(p); }
+FS_HD void store_apart(float* p, F32 x) { store_f32(p, x); }
 FS_HD U32 greater(U32 a, U32 b) { return U32(_mm256_max_epi32(a.v, b.v)); }
 FS_HD U32 least_above(U32 least, U32 x, U32 hi) {
   const __m256i in = _mm256_cmpgt_epi32(x.v, hi.v), none = _mm256_set1_epi32(INT32_MAX);

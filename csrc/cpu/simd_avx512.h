@@ -23,6 +23,7 @@ FS_HD U32 operator&(U32 a, U32 b) { return U32(_mm512_and_si512(a.v, b.v)); }
 FS_HD U32 operator+(U32 a, U32 b) { return U32(_mm512_add_epi32(a.v, b.v)); }
 FS_HD U32 operator-(U32 a, U32 b) { return U32(_mm512_sub_epi32(a.v, b.v)); }
 FS_HD U32 operator<<(U32 a, int by) { return U32(_mm512_slli_epi32(a.v, by)); }
+FS_HD U32 operator>>(U32 a, int by) { return U32(_mm512_srli_epi32(a.v, by)); }
 FS_HD U32 shift_signed(U32 a, int by) { return U32(_mm512_srai_epi32(a.v, by)); }
 FS_HD F32 operator+(F32 a, F32 b) { return F32(_mm512_add_ps(a.v, b.v)); }
 FS_HD F32 operator-(F32 a, F32 b) { return F32(_mm512_sub_ps(a.v, b.v)); }
@@ -33,6 +34,7 @@ FS_HD U32 bits_of(F32 a) { return U32(_mm512_castps_si512(a.v)); }
 FS_HD F32 float_of(U32 a) { return F32(_mm512_castsi512_ps(a.v)); }
 FS_HD F32 to_float(U32 a) { return F32(_mm512_cvtepu32_ps(a.v)); }
 FS_HD F32 to_float_signed(U32 a) { return F32(_mm512_cvtepi32_ps(a.v)); }
+FS_HD U32 whole(F32 a) { return U32(_mm512_cvttps_epi32(a.v)); }
 constexpr auto kOddDown = static_cast<_MM_PERM_ENUM>(0xF5), kEvenUp = static_cast<_MM_PERM_ENUM>(0xA0);
 FS_HD void mul_wide(U32 a, uint32_t constant, U32& hi, U32& lo) {
   const __m512i c = _mm512_set1_epi64(constant);
@@ -91,6 +93,15 @@ FS_HD void add_wide(double* to, F32 x) {
 // [lo, hi] stored side by side (up to a whole vector is written), with their number.
 FS_HD U32 load_words(const uint32_t* p) { return U32(_mm512_loadu_si512(p)); }
 FS_HD void store_words(uint32_t* p, U32 x) { _mm512_storeu_si512(p, x.v); }
+// Words p[0..8) and p[16..24); narrower lanes take what fits of the first eight.
+FS_HD U32 load_apart(const uint32_t* p) {
+  const __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)p));
+  return U32(_mm512_inserti32x8(low, _mm256_loadu_si256((const __m256i*)(p + 16)), 1));
+}
+FS_HD void store_apart(float* p, F32 x) {
+  _mm256_storeu_ps(p, _mm512_castps512_ps256(x.v));
+  _mm256_storeu_ps(p + 16, _mm512_extractf32x8_ps(x.v, 1));
+}
 FS_HD U32 greater(U32 a, U32 b) { return U32(_mm512_max_epi32(a.v, b.v)); }
 FS_HD U32 least_above(U32 least, U32 x, U32 hi) {
   return U32(_mm512_mask_min_epi32(least.v, _mm512_cmpgt_epi32_mask(x.v, hi.v), least.v, x.v));

@@ -23,6 +23,7 @@ FS_HD U32 operator&(U32 a, U32 b) { return U32(vandq_u32(a.v, b.v)); }
 FS_HD U32 operator+(U32 a, U32 b) { return U32(vaddq_u32(a.v, b.v)); }
 FS_HD U32 operator-(U32 a, U32 b) { return U32(vsubq_u32(a.v, b.v)); }
 FS_HD U32 operator<<(U32 a, int by) { return U32(vshlq_u32(a.v, vdupq_n_s32(by))); }
+FS_HD U32 operator>>(U32 a, int by) { return U32(vshlq_u32(a.v, vdupq_n_s32(-by))); }
 FS_HD U32 shift_signed(U32 a, int by) {
   return U32(vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(a.v), vdupq_n_s32(-by))));
 }
@@ -33,6 +34,7 @@ FS_HD F32 fma(F32 a, F32 b, F32 c) { return F32(vfmaq_f32(c.v, a.v, b.v)); }
 FS_HD F32 sqrt_rn(F32 a) { return F32(vsqrtq_f32(a.v)); }
 FS_HD U32 bits_of(F32 a) { return U32(vreinterpretq_u32_f32(a.v)); }
 FS_HD F32 float_of(U32 a) { return F32(vreinterpretq_f32_u32(a.v)); }
+FS_HD U32 whole(F32 a) { return U32(vreinterpretq_u32_s32(vcvtq_s32_f32(a.v))); }
 FS_HD F32 to_float(U32 a) { return F32(vcvtq_f32_u32(a.v)); }
 FS_HD F32 to_float_signed(U32 a) { return F32(vcvtq_f32_s32(vreinterpretq_s32_u32(a.v))); }
 FS_HD void mul_wide(U32 a, uint32_t constant, U32& hi, U32& lo) {
@@ -79,6 +81,8 @@ FS_HD void add_wide(double* to, F32 x) {
 }
 FS_HD U32 load_words(const uint32_t* p) { return U32(vld1q_u32(p)); }
 FS_HD void store_words(uint32_t* p, U32 x) { vst1q_u32(p, x.v); }
+FS_HD U32 load_apart(const uint32_t* p) { return load_words(p); }
+FS_HD void store_apart(float* p, F32 x) { store_f32(p, x); }
 FS_HD U32 greater(U32 a, U32 b) { return U32(vmaxq_u32(a.v, b.v)); }
 FS_HD U32 least_above(U32 least, U32 x, U32 hi) {
   return U32(vbslq_u32(vcgtq_u32(x.v, hi.v), vminq_u32(least.v, x.v), least.v));

@@ -21,6 +21,7 @@ FS_HD U32 operator&(U32 a, U32 b) { return U32(a.v & b.v); }
 FS_HD U32 operator+(U32 a, U32 b) { return U32(a.v + b.v); }
 FS_HD U32 operator-(U32 a, U32 b) { return U32(a.v - b.v); }
 FS_HD U32 operator<<(U32 a, int by) { return U32(a.v << by); }
+FS_HD U32 operator>>(U32 a, int by) { return U32(a.v >> by); }
 FS_HD U32 shift_signed(U32 a, int by) { return U32(fs::shift_signed(a.v, by)); }
 FS_HD F32 operator+(F32 a, F32 b) { return F32(a.v + b.v); }
 FS_HD F32 operator-(F32 a, F32 b) { return F32(a.v - b.v); }
@@ -31,6 +32,7 @@ FS_HD U32 bits_of(F32 a) { return U32(fs::bits_of(a.v)); }
 FS_HD F32 float_of(U32 a) { return F32(fs::float_of(a.v)); }
 FS_HD F32 to_float(U32 a) { return F32(fs::to_float(a.v)); }
 FS_HD F32 to_float_signed(U32 a) { return F32(fs::to_float_signed(a.v)); }
+FS_HD U32 whole(F32 a) { return U32(fs::whole(a.v)); }
 FS_HD void mul_wide(U32 a, uint32_t constant, U32& hi, U32& lo) { fs::mul_wide(a.v, constant, hi.v, lo.v); }
 FS_HD F32 clamp(F32 y, F32 lo, F32 hi) { return F32(fs::clamp<float>(y.v, lo.v, hi.v)); }
 FS_HD F32 load_f32(const float* p) { return F32(*p); }
@@ -47,6 +49,8 @@ FS_HD void stream_f32(float* p, F32 x) { *p = x.v; }
 FS_HD void add_wide(double* to, F32 x) { *to += x.v; }
 FS_HD U32 load_words(const uint32_t* p) { return U32(*p); }
 FS_HD void store_words(uint32_t* p, U32 x) { *p = x.v; }
+FS_HD U32 load_apart(const uint32_t* p) { return load_words(p); }
+FS_HD void store_apart(float* p, F32 x) { store_f32(p, x); }
 FS_HD U32 greater(U32 a, U32 b) { return U32(a.v > b.v ? a.v : b.v); }
 FS_HD U32 least_above(U32 least, U32 x, U32 hi) { return U32(x.v > hi.v && x.v < least.v ? x.v : least.v); }
 FS_HD U32 count_at_least(U32 count, U32 x, U32 bound) { return U32(count.v + (x.v >= bound.v)); }

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fastsample import noise as noise_module
 from fastsample.profiling.ranges import follow
 
+from .draws import Generators as Generators
+from .draws import draw
 from .engine import PREDICTIONS, Recipe, Rows, apply, rows_for
-from .spare import Spare, fits
+from .spare import Spare
 
 MODES = ("strict", "exact")
 NOISES = ("torch", "counter")
 _LONG = 500  # steps
-Generators = torch.Generator | list[torch.Generator] | None
 Self = TypeVar("Self", bound="Fused")
 
 
@@ -197,13 +197,7 @@ class Fused:
         """``(noise, None)`` as diffusers draws it, or ``(None, keys)`` for the kernel's own noise."""
         if self.noise == "counter":
             return None, self._counter(like, generator)
-        if generator is None or (isinstance(generator, torch.Generator) and generator.device == like.device):
-            if fits(like):
-                room = self._spare.take(like, dtype, flat=True)
-                if room is not None:
-                    return torch.randn(like.shape, generator=generator, device=like.device, dtype=dtype, out=room), None
-            return torch.randn(like.shape, generator=generator, device=like.device, dtype=dtype), None
-        return randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype), None
+        return draw(like, generator, dtype, self._spare), None
 
     def _counter(self, like: Tensor, generator: Generators) -> Tensor:
         made_for = (like.shape[0], like.device, generator if not isinstance(generator, list) else tuple(generator))

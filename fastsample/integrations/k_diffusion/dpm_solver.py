@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample import torch_stream
 from fastsample.path import Path
 from fastsample.procedures import Setting, get
 from fastsample.procedures.adaptive import Adaptive
@@ -44,7 +45,7 @@ def sample_dpm_fast(
 
     def draw(*_: Any) -> Tensor:
         between = next(groups)
-        return torch.randn_like(x) if noise_sampler is None else noise_sampler(*between)
+        return torch_stream.randn_like(x) if noise_sampler is None else noise_sampler(*between)
 
     def tell(info: dict[str, Any]) -> None:
         if info["i"] in starts:
@@ -86,7 +87,7 @@ def sample_dpm_adaptive(
     network = {**DEFAULTS, "prediction": "x0", "time": "sigma"}
 
     def draw(_: int) -> Tensor:
-        return torch.randn_like(x) if noise_sampler is None else noise_sampler(*attempts.between)
+        return torch_stream.randn_like(x) if noise_sampler is None else noise_sampler(*attempts.between)
 
     setting = Setting(path, None, network, x, "state", None, draw, None, False)
     attempts: Any = entry.make(setting, **{**entry.options, **given})

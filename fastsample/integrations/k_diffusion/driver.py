@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample import torch_stream
 from fastsample.brownian import BrownianTreeNoiseSampler
 from fastsample.path import Path
 from fastsample.plan import Plan, make_plan
@@ -78,7 +79,7 @@ def run(
         return x
     plan = _plan(solver, levels, flow, tuple(sorted(options.items())))
     extra_args = {} if extra_args is None else extra_args
-    draw_between: NoiseSampler = noise_sampler or (lambda sigma, sigma_next: torch.randn_like(x))
+    draw_between: NoiseSampler = noise_sampler or (lambda sigma, sigma_next: torch_stream.randn_like(x))
     ends = _intervals(plan)
 
     # the caller's may do tensor arithmetic; to make its tensors on a GPU waits for it, so ours get plain numbers
