@@ -10,7 +10,6 @@
 #include "torch_brownian.h"
 #include "torch_metropolis.h"
 #include "torch_reduce.h"
-#include "torch_stream.h"
 
 namespace fs {
 
@@ -21,9 +20,6 @@ static UpdateTiles update_loop() {
 #endif
   return isa_base::update_tiles;
 }
-
-// Below this many elements a second thread costs more than it brings.
-constexpr int64_t kGrain = 32768;
 
 static void run_update(const UpdateArgs& a) {
   const int64_t tiles = update_tile_count(a);
@@ -202,24 +198,6 @@ static void metropolis_cpu(Tensor state, Tensor cache, Tensors outs, Tensor chai
                  [](int64_t count, int64_t grain, const auto& f) { torch::stable::parallel_for(0, count, grain, f); });
 }
 
-static StreamBlocks stream_loop() {
-#if defined(__x86_64__)
-  if (chosen_isa() == Isa::kAvx512) return isa_avx512::stream_blocks;
-  if (chosen_isa() == Isa::kAvx2) return isa_avx2::stream_blocks;
-#endif
-  return isa_base::stream_blocks;
-}
-
-static void run_stream(const StreamArgs& a) {
-  const StreamBlocks loop = stream_loop();
-  const int64_t blocks = stream_block_count(a), threads = torch::stable::get_num_threads();
-  const int64_t parts = threads < 2 * a.count / kGrain ? threads : 2 * a.count / kGrain;
-  if (parts < 2) return loop(a, 0, blocks);
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    loop(a, stream_part(blocks, begin, parts), stream_part(blocks, end, parts));
-  });
-}
-
 }  // namespace fs
 
 // The address of a `Bound`, or 0; `fastsample_call` and `fastsample_unbind` are what it is for.
@@ -250,19 +228,6 @@ extern "C" __attribute__((visibility("default"))) int fastsample_call(void* boun
   auto& call = *static_cast<fs::Bound*>(bound);
   if (!call.move(addresses)) return 0;
   fs::run_update(call.args);
-  return 1;
-}
-
-// `count` >= 16 contiguous normals (dtype 1: float32, 2: float16, 3: bfloat16) from the bytes of a CPU generator;
-// `after` gets its bytes after the draw. 0 if these are not understood; nothing was touched then.
-extern "C" __attribute__((visibility("default"))) int fastsample_randn(const void* before, void* after, int64_t size,
-                                                                       void* out, int64_t count, int64_t dtype) {
-  fs::Mersenne from, to;
-  const bool known = size >= static_cast<int64_t>(sizeof(fs::GeneratorBytes)) && dtype >= 1 && dtype <= 3;
-  if (!known || count < fs::kStreamBlock || !fs::read_state(before, from)) return 0;
-  fs::run_stream({&from, &to, out, static_cast<fs::DType>(dtype), count});
-  std::memcpy(after, before, size);
-  fs::write_state(to, after);
   return 1;
 }
 

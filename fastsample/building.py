@@ -93,7 +93,7 @@ def cpu_library(sanitize: bool = False) -> Library:
         for isa, march in isas
     ]
     includes = (f"-DTORCH_TARGET_VERSION={ABI_TARGET}", "-isystem", str(torch / "include"))
-    units.append(Unit("torch_cpu.cpp", (*flags, *includes), "torch_cpu"))
+    units += [Unit(f"{name}.cpp", (*flags, *includes), name) for name in ("torch_cpu", "torch_stream")]
     link = ("-shared", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *(extra[2:3] if sanitize else ()))
     return Library("cpu", "libfastsample_cpu.so", tuple(units), link)
 

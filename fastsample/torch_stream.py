@@ -11,8 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,24 +21,14 @@ from torch import Tensor
 from .ops import bound
 
 LEAST = 4096  # elements: below, torch.randn is as fast
+BLOCK = 16  # normals that torch makes together; a draw inside a step needs samples of a multiple
 _CODES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 _CHECKED = (16400, 2047)  # normals that are compared; the second count has an odd end
 _CPU = torch.device("cpu")
 _alike: dict[torch.dtype, bool] = {}
 _call: Any = partial.__call__
-_function: Any = None
-_differ: Any = None
+_library: Any = None
 _locked: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-
-
-class _Room(threading.local):
-    """The bytes of a generator after a draw, per thread."""
-
-    def __init__(self) -> None:
-        self.after = torch.empty(0, dtype=torch.uint8, device=_CPU)
-
-
-_room = _Room()
 
 
 def randn(
@@ -53,9 +42,9 @@ def randn(
 
     Threads that draw from one generator at the same time get the numbers in no order, as with torch.
     """
-    if math.prod(shape) >= LEAST and dtype in _CODES and bound.free():
+    if math.prod(shape) >= LEAST and ready(generator, dtype):
         out = torch.empty(shape, dtype=dtype, device=_CPU) if out is None else out
-        if bound.usual(out) and _draw(generator, out):
+        if bound.usual(out) and _take(generator, partial(_fill, out)):
             return out
     return torch.randn(shape, generator=generator, dtype=dtype, device=_CPU, out=out)
 
@@ -67,55 +56,83 @@ def randn_like(x: Tensor) -> Tensor:
     return torch.randn_like(x)
 
 
-def _draw(generator: torch.Generator | None, out: Tensor) -> bool:
-    alike = _alike.get(out.dtype)
+def ready(generator: torch.Generator | None, dtype: torch.dtype) -> bool:
+    """Whether normals of this dtype may be drawn here now, from this generator."""
+    if dtype not in _CODES or not bound.free() or not (generator is None or generator.device == _CPU):
+        return False
+    alike = _alike.get(dtype)
     if alike is None:
-        alike = _alike[out.dtype] = _locked and _compare(out.dtype)
-    if not alike:
-        return False
+        alike = _alike[dtype] = _locked and _compare(dtype)
+    return alike
+
+
+def call(update: bound.Bound, generator: torch.Generator | None, dtype: torch.dtype) -> bool:
+    """Do a bound ``update_`` whose noise is the next draw of the generator, as if it were a tensor of this dtype.
+
+    ``update`` was bound with some key, which is not read; its row has one noise, its samples have a multiple of 16
+    elements, and its arithmetic is float32.  Ask ``ready`` first.  ``False``:
+    nothing was drawn, the outputs hold nothing, and it needs another way.
+    """
+    return _take(generator, partial(_update, update, _CODES[dtype]))
+
+
+def _take(generator: torch.Generator | None, make: Callable[[Tensor, Tensor], int]) -> bool:
+    """Draw by ``make(before, after)``, which writes the state after the draw; False if nothing was drawn."""
     own = torch.default_generator if generator is None else generator
-    if own.device != _CPU:
-        return False
     before = own.get_state()
-    if not _fill(before, out):
+    after = torch.empty_like(before)
+    if not make(before, after):
         return False
     # The function holds the lock of the interpreter, and map lets nobody in between its two calls: a draw of another
     # thread was before the first, where it is seen, or comes after the second.
-    met, _ = map(_call, (partial(own.get_state), partial(own.set_state, _room.after)))
-    if _differ(met.data_ptr(), before.data_ptr(), before.numel()) == 0:
+    met, _ = map(_call, (partial(own.get_state), partial(own.set_state, after)))
+    if _library.memcmp(met.data_ptr(), before.data_ptr(), before.numel()) == 0:
         return True
     own.set_state(met)
     return False
 
 
-def _fill(before: Tensor, out: Tensor) -> bool:
-    """Write the normals, and the state after them to ``_room``; False if this state is not understood."""
-    if _room.after.shape != before.shape:
-        _room.after = before.clone()
-    code = _CODES[out.dtype]
-    return bool(_function(before.data_ptr(), _room.after.data_ptr(), before.numel(), out.data_ptr(), out.numel(), code))
+def _fill(out: Tensor, before: Tensor, after: Tensor) -> int:
+    """Write normals, and the state after them; 0 if the state before them is not understood."""
+    made: int = _library.fastsample_randn(
+        before.data_ptr(), after.data_ptr(), before.numel(), _CODES[out.dtype], out.data_ptr(), out.numel()
+    )
+    return made
+
+
+def _update(update: bound.Bound, code: int, before: Tensor, after: Tensor) -> int:
+    made: int = _library.fastsample_call_with_stream(
+        update.handle, update.at, before.data_ptr(), after.data_ptr(), before.numel(), code
+    )
+    return made
+
+
+def _load() -> bool:
+    global _library
+    from . import native
+
+    if _library is None and native.load_for("cpu"):
+        found = ctypes.PyDLL(native.loaded_from("cpu"))
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        found.memcmp.argtypes = (pointer, pointer, ctypes.c_size_t)
+        found.fastsample_randn.argtypes = (pointer, pointer, number, number, pointer, number)
+        found.fastsample_call_with_stream.argtypes = (pointer, pointer, pointer, pointer, number, number)
+        _library = found
+    return _library is not None
 
 
 def _compare(dtype: torch.dtype) -> bool:
     """Whether normals of this dtype, and states after them, are those of this torch."""
-    global _differ, _function
-    from . import native
-
-    if not native.load_for("cpu"):
+    if not _load():
         return False
-    if _function is None:
-        library = ctypes.PyDLL(native.loaded_from("cpu"))
-        _differ, _function = library.memcmp, library.fastsample_randn
-        _differ.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-        _function.argtypes = (*[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 2)
-        _function.restype = ctypes.c_int
     theirs = torch.Generator().manual_seed(0x5EED)
     torch.randn(5, generator=theirs, device=_CPU)  # in the middle of a state, with a normal that is kept for later
     for count in _CHECKED:
         before, made = theirs.get_state(), torch.empty(count, dtype=dtype, device=_CPU)
-        if not _fill(before, made):
+        after = torch.empty_like(before)
+        if not _fill(made, before, after):
             return False
         wanted = torch.randn(count, generator=theirs, dtype=dtype, device=_CPU)
-        if not (torch.equal(made, wanted) and torch.equal(_room.after, theirs.get_state())):
+        if not (torch.equal(made, wanted) and torch.equal(after, theirs.get_state())):
             return False
     return True

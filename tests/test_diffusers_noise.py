@@ -13,6 +13,7 @@ from torch import Tensor
 import fastsample.integrations.diffusers as ours
 from fastsample import native, torch_stream
 from fastsample.integrations.diffusers.draws import draw
+from fastsample.integrations.diffusers.engine import own_tables
 from fastsample.integrations.diffusers.spare import Spare
 
 pytestmark = pytest.mark.skipif(not native.load_for("cpu"), reason="no compiled CPU library")
@@ -35,6 +36,7 @@ def generators(kind: str, batch: int) -> Any:
     return made if kind in ("list", "list of one") else made[0]
 
 
+@torch.no_grad()
 def run(module: Any, name: str, dtype: torch.dtype, kind: str, shape: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
     scheduler = getattr(module, name)(**NOISY[name])
     scheduler.set_timesteps(5)
@@ -79,20 +81,108 @@ def test_the_numbers_of_randn_tensor(shape: tuple[int, ...], dtype: torch.dtype,
     assert torch.equal(made, wanted)
 
 
-def test_it_is_the_library_that_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, fill = [], torch_stream._fill
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Shapes of the tensors that the library drew, and "step" for each draw inside a step."""
+    seen: list[Any] = []
+    fill, update = torch_stream._fill, torch_stream._update
 
-    def counted(before: Tensor, out: Tensor) -> bool:
-        drawn.append(tuple(out.shape))
-        return fill(before, out)
+    def filled(out: Tensor, before: Tensor, after: Tensor) -> int:
+        seen.append(tuple(out.shape))
+        return fill(out, before, after)
+
+    def updated(*args: Any) -> int:
+        done = update(*args)
+        seen.append("step" if done else "refused")
+        return done
 
     torch_stream.randn((9999,), generator=None, dtype=torch.float32)
-    monkeypatch.setattr(torch_stream, "_fill", counted)
-    run(ours, "DDPMScheduler", torch.float32, "one", (2, 4, 32, 32))
-    assert drawn == [(2, 4, 32, 32)] * 4  # the last step has none
-    drawn.clear()
-    run(ours, "DDPMScheduler", torch.float32, "list", (2, 4, 32, 33))
-    assert drawn == [(1, 4, 32, 33)] * 8
+    monkeypatch.setattr(torch_stream, "_fill", filled)
+    monkeypatch.setattr(torch_stream, "_update", updated)
+    return seen
+
+
+def test_one_pass_draws_and_steps(drawn: list[Any]) -> None:
+    with own_tables():
+        run(ours, "DDPMScheduler", torch.float32, "one", (2, 4, 32, 32))
+        assert drawn == [(2, 4, 32, 32), "step", "step", "step"]  # the first is learnt from; the last step has none
+        run(ours, "DDPMScheduler", torch.bfloat16, "none", (2, 4, 32, 32))
+        assert drawn[4:] == [(2, 4, 32, 32), "step", "step", "step"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "shape", "tensors"),
+    [
+        ("list", torch.float32, (2, 4, 32, 33), [(1, 4, 32, 33)] * 8),
+        ("one", torch.float32, (2, 4, 33, 33), [(2, 4, 33, 33)] * 4),  # samples of no multiple of 16
+        ("one", torch.float64, (2, 4, 32, 32), []),
+    ],
+)
+def test_where_it_draws_a_tensor(kind: str, dtype: Any, shape: Any, tensors: list[Any], drawn: list[Any]) -> None:
+    run(ours, "DDPMScheduler", dtype, kind, shape)
+    assert drawn == tensors
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 4, 128, 128), (5, 4, 8, 26), (300, 16), (3, 7, 80, 16)])
+@pytest.mark.parametrize("name", ["DDPMScheduler", "LCMScheduler", "DPMSolverMultistepScheduler"])
+def test_bits_of_a_draw_inside_a_step(name: str, shape: Any, dtype: Any, threads: int, drawn: list[Any]) -> None:
+    """Those of the same row with the noise as a tensor."""
+    before = torch.get_num_threads()
+    try:
+        with own_tables():
+            torch.set_num_threads(1)
+            with torch.autograd.profiler.profile():  # the same, by the library
+                wanted, states = run(ours, name, dtype, "one", shape)
+            assert not drawn
+            torch.set_num_threads(threads)
+            made, mine = run(ours, name, dtype, "one", shape)
+    finally:
+        torch.set_num_threads(before)
+    assert drawn.count("step") >= 2
+    assert torch.equal(made, wanted)
+    assert torch.equal(mine[0], states[0])
+
+
+def test_a_step_without_noise_still_draws(drawn: list[Any]) -> None:
+    """As that of diffusers does: the last one of an ancestral run."""
+    with own_tables():
+        for _ in range(2):
+            drawn.clear()
+            _, states = run(ours, "EulerAncestralDiscreteScheduler", torch.float32, "one", (1, 4, 32, 32))
+    _, theirs = run(diffusers, "EulerAncestralDiscreteScheduler", torch.float32, "one", (1, 4, 32, 32))
+    assert torch.equal(states[0], theirs[0])
+    assert drawn == ["step"] * 4 + [(1, 4, 32, 32)]
+
+
+def test_another_thread_that_drew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is made again, with the numbers after those of the other."""
+    shape, update = (1, 4, 32, 32), torch_stream._update
+    x, e = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).unbind()
+
+    @torch.no_grad()
+    def steps(module: Any, generator: torch.Generator, between: Any) -> Tensor:
+        scheduler, at = module.DDPMScheduler(), x
+        scheduler.set_timesteps(5)
+        for t in scheduler.timesteps[:3]:
+            between()
+            at = scheduler.step(e, t, at, generator=generator, return_dict=False)[0]
+        return at
+
+    mine, theirs = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    steps(ours, torch.Generator(), lambda: None)  # from now on the steps draw themselves
+
+    def interrupted(*args: Any) -> int:
+        done = update(*args)
+        torch.randn(3, generator=mine)
+        return done
+
+    monkeypatch.setattr(torch_stream, "_update", interrupted)
+    made = steps(ours, mine, lambda: None)
+    wanted = steps(diffusers, theirs, lambda: torch.randn(3, generator=theirs))
+    assert float((made - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    assert torch.equal(mine.get_state(), theirs.get_state())
 
 
 def test_fewer_generators_than_samples() -> None:

@@ -34,9 +34,9 @@ def by_us(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     drawn: list[int] = []
     fill = torch_stream._fill
 
-    def counted(before: Tensor, out: Tensor) -> bool:
+    def counted(out: Tensor, before: Tensor, after: Tensor) -> int:
         drawn.append(out.numel())
-        return fill(before, out)
+        return fill(out, before, after)
 
     monkeypatch.setattr(torch_stream, "_fill", counted)
     return drawn
@@ -143,8 +143,8 @@ def test_another_thread_that_drew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
     fill = torch_stream._fill
     stolen: list[Tensor] = []
 
-    def interrupted(before: Tensor, out: Tensor) -> bool:
-        done = fill(before, out)
+    def interrupted(out: Tensor, before: Tensor, after: Tensor) -> int:
+        done = fill(out, before, after)
         stolen.append(torch.randn(100, generator=mine))
         return done
 
@@ -179,12 +179,12 @@ def test_one_wrong_bit_and_torch_draws(wrong: str, monkeypatch: pytest.MonkeyPat
     randn((LEAST,), generator=None, dtype=torch.float32)
     fill = torch_stream._fill
 
-    def other(before: Tensor, out: Tensor) -> bool:
-        done = fill(before, out)
+    def other(out: Tensor, before: Tensor, after: Tensor) -> int:
+        done = fill(out, before, after)
         if wrong == "number":
             out.view(torch.int32)[777] ^= 1
         elif wrong == "state":
-            torch_stream._room.after[1000] ^= 1
+            after[1000] ^= 1
         return done and wrong != "refused"
 
     monkeypatch.setattr(torch_stream, "_alike", {})
@@ -199,8 +199,10 @@ def test_a_state_that_is_not_torchs_is_refused(at: int) -> None:
     randn((LEAST,), generator=None, dtype=torch.float32)
     state = torch.Generator().manual_seed(1).get_state()
     state[at : at + 4] = 77
-    out = torch.zeros(LEAST)
-    assert not torch_stream._fill(state, out)
+    out, after = torch.zeros(LEAST), torch.zeros_like(state)
+    assert not torch_stream._fill(out, state, after)
+    good, draw = torch.Generator().manual_seed(1).get_state(), torch_stream._library.fastsample_randn
+    for size, code, count in ((100, 1, LEAST), (5056, 0, LEAST), (5056, 4, LEAST), (5056, 1, 15)):
+        assert not draw(good.data_ptr(), after.data_ptr(), size, code, out.data_ptr(), count)
     assert not out.any()
-    assert not torch_stream._function(state.data_ptr(), 0, 100, out.data_ptr(), LEAST, 1)  # too short
-    assert not torch_stream._function(state.data_ptr(), 0, 5056, out.data_ptr(), LEAST, 0)  # float64
+    assert not after.any()

@@ -3,6 +3,7 @@
 #pragma once
 #include "normals.h"
 #include "span.h"
+#include "stream_words.h"
 #include "update.h"
 
 namespace fs {
@@ -107,6 +108,12 @@ class RowLoop {
     job_.far = dense_ && !keyed_ && a.batch * a.numel >= kVeryFar;
   }
 
+  // Whether this row takes the noise of a key or a stream.
+  bool noisy() const { return keyed_; }
+
+  // The noise, in place of that of the keys, and as if it were a tensor of a dtype. For a row with one noise.
+  void draw_from(Stream* stream, DType dtype) { stream_ = stream, stream_dtype_ = dtype; }
+
   // Elements [i0, i0 + n) of a sample, n <= kTile. Where noise is made, its own reads are fetched meanwhile.
   void tile(int64_t sample, int64_t i0, int64_t n) {
     Ahead ahead;
@@ -118,7 +125,9 @@ class RowLoop {
   // The same; fetches what `ahead` names instead.
   void tile(int64_t sample, int64_t i0, int64_t n, Ahead ahead) {
     for (int r = 0; keyed_ && r < a.n_noises; ++r)
-      if (job_.mask >> (9 + r) & 1) {
+      if (job_.mask >> (9 + r) & 1 && stream_) {
+        from_stream(n, ahead, xi_[r]);
+      } else if (job_.mask >> (9 + r) & 1) {
         const uint64_t seed = a.key[2 * sample], offset = a.key[2 * sample + 1];
         normals(seed, offset + job_.draw[r] * a.chunks + i0 / Chunk<S>::kSize, n, ahead, xi_[r]);
         ahead.count = 0;
@@ -168,7 +177,19 @@ class RowLoop {
     for (int k = 0; k < a.n_outs; ++k) transfer<false>(a, a.outs[k], sample, i0, n, out[k]);
   }
 
+  void from_stream(int64_t n, const Ahead& ahead, float* z) {
+    for (int64_t i = 0; i < n; i += Stream::kPiece) {
+      const int64_t now = n - i < Stream::kPiece ? n - i : Stream::kPiece;
+      ahead(i, now);
+      stream_->normals(now, z + i);
+    }
+    round_to(stream_dtype_, n, z);
+  }
+  void from_stream(int64_t, const Ahead&, double*) {}  // float64 normals of torch come from libm
+
   const UpdateArgs& a;
+  Stream* stream_ = nullptr;
+  DType stream_dtype_ = DType::kF32;
   bool dense_, keyed_ = false, all_[2] = {true, true};  // float32, bfloat16
   Job<S> job_;
   alignas(64) S xi_[kNoises][kTile + 64];

@@ -29,5 +29,20 @@ void update_tiles(const UpdateArgs& a, int64_t begin, int64_t end) {
     run<F32, 2>(a, begin, end);
 }
 
+void update_from_stream(const UpdateArgs& a, const StreamArgs& noise, int64_t begin, int64_t end) {
+  RowLoop<F32, 2> loop(a);
+  loop.prepare(a.table + *a.step * kColumns);
+  const int64_t per_sample = (a.numel + kTile - 1) / kTile;
+  Stream stream(*noise.from);
+  loop.draw_from(&stream, noise.dtype);
+  stream.skip(begin / per_sample * a.numel + begin % per_sample * kTile);
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t i0 = tile % per_sample * kTile, n = a.numel - i0 < kTile ? a.numel - i0 : kTile;
+    loop.tile(tile / per_sample, i0, n);
+    if (!loop.noisy()) stream.skip(n);
+  }
+  if (end == update_tile_count(a)) *noise.to = stream.state();
+}
+
 }  // namespace FS_ISA
 }  // namespace fs

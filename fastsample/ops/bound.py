@@ -70,20 +70,21 @@ class Bound:
     """A call of ``update_`` on tensors of these shapes, strides and dtypes.
 
     ``addresses``: of the step, the key (0 without), the outputs, the terms and the noise tensors, to be set by the
-    caller, who answers for what lies there: memory on the host of the same shapes, strides and dtypes.
+    caller, who answers for what lies there: memory on the host of the same shapes, strides and dtypes.  ``handle``
+    and ``at`` are what functions of the library take: the bound call and where its addresses are.
     """
 
-    __slots__ = ("__weakref__", "_at", "_call", "_handle", "_table", "addresses")
+    __slots__ = ("__weakref__", "_call", "_table", "addresses", "at", "handle")
 
     def __init__(self, handle: int, size: int, table: Tensor, functions: tuple[Any, Any, Any]) -> None:
-        self._handle, self._call, self._table = ctypes.c_void_p(handle), functions[0], table  # the table is read
+        self.handle, self._call, self._table = ctypes.c_void_p(handle), functions[0], table  # the table is read
         self.addresses = (ctypes.c_int64 * size)()
-        self._at = ctypes.c_void_p(ctypes.addressof(self.addresses))
-        weakref.finalize(self, functions[1], self._handle)
+        self.at = ctypes.c_void_p(ctypes.addressof(self.addresses))
+        weakref.finalize(self, functions[1], self.handle)
 
     def __call__(self) -> bool:
         """Do it; False if nothing was touched because memory overlaps in a way that only the op may judge."""
-        return bool(self._call(self._handle, self._at))
+        return bool(self._call(self.handle, self.at))
 
 
 def bind(

@@ -13,7 +13,7 @@ from fastsample import noise as noise_module
 from fastsample.profiling.ranges import follow
 
 from .draws import Generators as Generators
-from .draws import draw
+from .draws import Pending, draw, pend
 from .engine import PREDICTIONS, Recipe, Rows, apply, rows_for
 from .spare import Spare
 
@@ -180,7 +180,7 @@ class Fused:
         model_output: Tensor,
         dtypes: Sequence[torch.dtype],
         memory: Sequence[Tensor] = (),
-        noise: Tensor | None = None,
+        noise: Tensor | Pending | None = None,
         counter: Tensor | None = None,
     ) -> list[Tensor]:
         """One launch: the outputs of row ``key``."""
@@ -198,6 +198,12 @@ class Fused:
         if self.noise == "counter":
             return None, self._counter(like, generator)
         return draw(like, generator, dtype, self._spare), None
+
+    def _pend(self, like: Tensor, generator: Generators, dtype: torch.dtype) -> tuple[Any, Tensor | None]:
+        """``_draw``, but the noise may be a ``Pending`` that ``_take``, which must follow, draws."""
+        if self.noise == "counter":
+            return None, self._counter(like, generator)
+        return pend(like, generator, dtype, self._spare), None
 
     def _counter(self, like: Tensor, generator: Generators) -> Tensor:
         made_for = (like.shape[0], like.device, generator if not isinstance(generator, list) else tuple(generator))

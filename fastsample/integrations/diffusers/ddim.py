@@ -124,8 +124,8 @@ class DDIMScheduler(Tabled, diffusers.DDIMScheduler):  # type: ignore[misc]
                     "`variance_noise` stays `None`."
                 )
             noise = variance_noise
-            if noise is None:
-                noise, keys = self._draw(model_output, generator, model_output.dtype)
+            if variance_noise is None:
+                noise, keys = self._pend(model_output, generator, model_output.dtype)
         key = (t, eta, use_clipped_model_output) if eta or use_clipped_model_output else t
         wide = promoted(sample, model_output)
         made = self._take(key, sample, model_output, (wide, wide), noise=noise, counter=keys)
@@ -227,8 +227,8 @@ class DDPMScheduler(Tabled, diffusers.DDPMScheduler):  # type: ignore[misc]
             model_output, spread = torch.split(model_output, sample.shape[1], dim=1)
         noise = keys = None
         if t > 0:
-            noise, keys = self._draw(model_output, generator, model_output.dtype)
             if spread is not None:
+                noise, keys = self._draw(model_output, generator, model_output.dtype)
                 if noise is None:
                     noise = self._take((t, "noise"), sample, model_output, (model_output.dtype,), counter=keys)[0]
                 noise, keys = self._spread(t, spread) * noise, None
@@ -237,6 +237,8 @@ class DDPMScheduler(Tabled, diffusers.DDPMScheduler):  # type: ignore[misc]
                     f"model_output: got {model_output.shape[1]} channels, with variance_type={self.variance_type!r} "
                     f"allowed are {2 * sample.shape[1]}: the output, and the variance"
                 )
+            else:
+                noise, keys = self._pend(model_output, generator, model_output.dtype)
         wide = promoted(sample, model_output)
         made = self._take(t, sample, model_output, (wide, wide), noise=noise, counter=keys)
         if not return_dict:

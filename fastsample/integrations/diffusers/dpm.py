@@ -19,6 +19,7 @@ from fastsample.solvers.step import Step
 
 from .base import Fused, Generators, Grid
 from .ddim import _NO_STEPS, promoted
+from .draws import Pending
 from .engine import Recipe, flow_level, ve_level, vp_level
 from .euler import edm_network
 from .scaled import Scaled
@@ -95,7 +96,7 @@ class Multistep(Fused):
         model_output: Tensor,
         sample: Tensor,
         dtypes: Sequence[torch.dtype],
-        noise: Tensor | None = None,
+        noise: Tensor | Pending | None = None,
         keys: Tensor | None = None,
     ) -> Tensor:
         """One step: the new state; outputs and index move on."""
@@ -201,7 +202,7 @@ class DPMSolverMultistepScheduler(_Dpm, diffusers.DPMSolverMultistepScheduler): 
         if self._fixed().noisy:
             noise = None if variance_noise is None else variance_noise.to(model_output.device, torch.float32)
             if noise is None and not (self.mode == "exact" and self._levels[self._step_index + 1] == 0.0):
-                noise, keys = self._draw(model_output, generator, torch.float32)
+                noise, keys = self._pend(model_output, generator, torch.float32)
         wide = promoted(sample, model_output)
         prev_sample = self._advance(model_output, sample, (wide, wide), noise, keys)
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
@@ -242,7 +243,7 @@ class EDMDPMSolverMultistepScheduler(Scaled, _Dpm, diffusers.EDMDPMSolverMultist
         noise = keys = None
         last = self.mode == "exact" and self._levels[self._step_index + 1] == 0.0
         if self._fixed().noisy and not last:
-            noise, keys = self._draw(model_output, generator, model_output.dtype)
+            noise, keys = self._pend(model_output, generator, model_output.dtype)
         wide = promoted(sample, model_output)
         prev_sample = self._advance(model_output, sample, (wide, wide), noise, keys)
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)

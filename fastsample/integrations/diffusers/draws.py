@@ -7,7 +7,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fastsample import torch_stream
-from fastsample.ops.bound import free
+from fastsample.ops.bound import Bound, free
+from fastsample.torch_stream import BLOCK
 
 from .spare import Spare, fits
 
@@ -38,6 +39,35 @@ def draw(like: Tensor, generator: Generators, dtype: torch.dtype, spare: Spare) 
     if isinstance(generator, torch.Generator) and generator.device.type == "cpu":
         return torch_stream.randn(like.shape, generator=generator, dtype=dtype).to(like.device)
     return _stock(like, generator, dtype)
+
+
+class Pending:
+    """The next draw of a CPU generator, which the pass of the step itself makes."""
+
+    __slots__ = ("_dtype", "_generator", "_like", "_spare")
+
+    def __init__(self, like: Tensor, generator: torch.Generator | None, dtype: torch.dtype, spare: Spare) -> None:
+        self._like, self._generator, self._dtype, self._spare = like, generator, dtype, spare
+
+    def call(self, update: Bound) -> bool:
+        """Do a bound update with it; ``False``: nothing was drawn, and ``tensor`` gives it."""
+        return torch_stream.call(update, self._generator, self._dtype)
+
+    def tensor(self) -> Tensor:
+        """Draw it."""
+        return draw(self._like, self._generator, self._dtype, self._spare)
+
+
+def pend(like: Tensor, generator: Generators, dtype: torch.dtype, spare: Spare) -> Tensor | Pending:
+    """``draw``, put off where the step's own pass can do it."""
+    if isinstance(generator, list) and len(generator) == 1:
+        generator = generator[0]
+    numel = like.numel()
+    if numel < torch_stream.LEAST or numel // len(like) % BLOCK or not (like.is_cpu and like.dtype != torch.float64):
+        return draw(like, generator, dtype, spare)
+    if (generator is None or isinstance(generator, torch.Generator)) and torch_stream.ready(generator, dtype):
+        return Pending(like, generator, dtype, spare)
+    return draw(like, generator, dtype, spare)
 
 
 def _stock(like: Tensor, generator: Generators, dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,7 @@ from fastsample.path import Array, Level
 from fastsample.solvers.express import Combo, Network, Outputs, express, predict, write
 from fastsample.solvers.step import Step
 
+from .draws import Pending
 from .quick import Quick, new_like
 from .spare import Spare
 
@@ -190,7 +191,7 @@ def apply(
     found: Found,
     terms: list[Tensor],
     dtypes: Sequence[torch.dtype],
-    noise: Tensor | None = None,
+    noise: Tensor | Pending | None = None,
     key: Tensor | None = None,
     spare: Spare | None = None,
 ) -> list[Tensor]:
@@ -198,27 +199,35 @@ def apply(
     tensors, their memory from ``spare`` where that has some."""
     table, step, recipe, quick = found
     noises: list[Tensor] = []
+    graded = torch.is_grad_enabled() and any(x.requires_grad for x in terms)
+    pending = None
+    if isinstance(noise, Pending):
+        if recipe.noisy and recipe.threshold is None and not graded:
+            pending, noise = noise, None
+        else:
+            noise = noise.tensor()  # a row without noise leaves the generator as diffusers does
     if not recipe.noisy:
         key = None
     elif noise is not None:
         noises = [noise]
     if recipe.threshold is not None:
         step, table = _thresholded(terms, table, step, recipe.threshold)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in terms):
+    if graded:
         made: list[Tensor] = torch.ops.fastsample.update.default(
             terms, table, step, key, noises, len(dtypes), list(dtypes)
         )
         return made
     if recipe.threshold is not None:
         quick = None
-    outs = None if quick is None else quick(step, terms, tuple(dtypes), key, noises, spare)
+    outs = None if quick is None else quick(step, terms, tuple(dtypes), key, noises, spare, pending)
     if outs is None:
         # New memory needs no version counter and nothing here needs a gradient: the op's check costs more than it
         with _below_autograd():
+            noises = noises if pending is None else [pending.tensor()]
             outs = new_like(terms[0], dtypes, spare)
             _update(outs, terms, table, step, key, noises)
         if quick is not None:
-            quick.learn(step, outs, terms, key, noises)
+            quick.learn(step, outs, terms, key, noises, pending)
     return outs
 
 

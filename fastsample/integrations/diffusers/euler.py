@@ -122,7 +122,7 @@ class _ChurnedEuler(Ahead):
             key = (index, (float(s_churn), float(s_tmin), float(s_tmax), float(s_noise)))
             self._rows()
             if s_tmin <= self._levels[index] <= s_tmax:
-                noise, keys = self._draw(model_output, generator, model_output.dtype)
+                noise, keys = self._pend(model_output, generator, model_output.dtype)
         elif index + 2 < len(self._levels) and self._looks_ahead(sample):
             key, dtypes = (index, "ahead"), [*dtypes, own]
         made = self._take(key, sample, model_output, dtypes, noise=noise, counter=keys)
@@ -229,7 +229,7 @@ class EulerAncestralDiscreteScheduler(Ahead, diffusers.EulerAncestralDiscreteSch
         self._rows()
         last = index + 2 >= len(self._levels)
         if not (last and self.mode == "exact"):
-            noise, keys = self._draw(model_output, generator, model_output.dtype)
+            noise, keys = self._pend(model_output, generator, model_output.dtype)
         key: Any = index
         own = model_output.dtype
         dtypes = [own, torch.float64 if own is torch.float64 else torch.float32]
@@ -303,7 +303,7 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
             index = self._step_index
         noise = keys = None
         if self.config.stochastic_sampling and not (self.mode == "exact" and index + 2 >= len(self._levels)):
-            noise, keys = self._draw(sample, generator, torch.float32)
+            noise, keys = self._pend(sample, generator, torch.float32)
         made = self._take(index, sample, model_output, (model_output.dtype,), noise=noise, counter=keys)
         self._step_index = index + 1
         if not return_dict:

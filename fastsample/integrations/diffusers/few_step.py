@@ -96,7 +96,7 @@ class LCMScheduler(_Indexed, diffusers.LCMScheduler):  # type: ignore[misc]
         self._rows()
         t, last = int(self._time(timestep)), self._final(index)
         wide = promoted(sample, model_output)
-        noise, keys = (None, None) if last else self._draw(model_output, generator, wide)
+        noise, keys = (None, None) if last else self._pend(model_output, generator, wide)
         made = self._take((index, t, last), sample, model_output, (wide, wide), noise=noise, counter=keys)
         self._step_index = index + 1
         if not return_dict:
@@ -171,7 +171,7 @@ class TCDScheduler(_Indexed, diffusers.TCDScheduler):  # type: ignore[misc]
         wide = promoted(sample, model_output)
         noise = keys = None
         if eta > 0 and not last:
-            noise, keys = self._draw(model_output, generator, wide)
+            noise, keys = self._pend(model_output, generator, wide)
         made = self._take((index, t, eta, last), sample, model_output, (wide, wide), noise=noise, counter=keys)
         self._step_index = index + 1
         if not return_dict:
@@ -237,7 +237,7 @@ class CMStochasticIterativeScheduler(Scaled, diffusers.CMStochasticIterativeSche
         noise = keys = None
         last = index + 2 == len(self._levels)
         if len(self._times) > 1 and not (last and self.mode == "exact"):
-            noise, keys = self._draw(model_output, generator, model_output.dtype)
+            noise, keys = self._pend(model_output, generator, model_output.dtype)
         wide = promoted(sample, model_output)
         made = self._take(index, sample, model_output, (wide,), noise=noise, counter=keys)
         self._step_index = index + 1

@@ -6,8 +6,9 @@ modes or gradients, goes through the op.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from fastsample.ops import bound
 
 from .spare import LEAST, Spare, fits
 
+if TYPE_CHECKING:
+    from .draws import Pending
+
+_GIVEN, _KEYED, _PENDING = range(3)  # where noise comes from: a tensor (or nowhere), a key, a generator
 _BINDS = 32  # calls that a table has ready: who comes with a new shape in every call is served by the op
 
 _grad = torch.is_grad_enabled
@@ -38,11 +43,18 @@ def new_like(like: Tensor, dtypes: Sequence[torch.dtype], spare: Spare | None) -
     return outs
 
 
+@functools.cache
+def _no_key(batch: int) -> Tensor:
+    """A key that is never read: a bound call knows by it that noise is no tensor."""
+    with torch.inference_mode(False):
+        return torch.zeros((batch, 2), dtype=torch.uint64, device="cpu")
+
+
 class _Kind(NamedTuple):
     """A bound call and what its tensors are; whoever uses it has it alone."""
 
     bound: bound.Bound
-    keyed: bool
+    source: int
     shape: torch.Size
     terms: int
     dtypes: tuple[torch.dtype, ...]
@@ -66,6 +78,7 @@ class Quick:
         key: Tensor | None,
         noises: list[Tensor],
         spare: Spare | None,
+        pending: Pending | None = None,
         tries: int = 3,
     ) -> list[Tensor] | None:
         """The outputs of a row; None where it must go through the op.  ``tries``: of kinds that do not fit."""
@@ -76,11 +89,12 @@ class Quick:
         except IndexError:
             return None
         operands = terms + noises if noises else terms
-        call, keyed, shape, terms_of, made, kinds = kind
-        alike = made == dtypes and terms_of == len(terms) and len(kinds) == len(operands) and keyed is (key is not None)
+        call, source, shape, terms_of, made, kinds = kind
+        alike = made == dtypes and terms_of == len(terms) and len(kinds) == len(operands)
+        alike = alike and source == (_PENDING if pending is not None else _GIVEN if key is None else _KEYED)
         if not alike or terms[0].shape != shape:
             self._kinds.insert(0, kind)
-            return self(step, terms, dtypes, key, noises, spare, tries - 1) if tries else None
+            return self(step, terms, dtypes, key, noises, spare, pending, tries - 1) if tries else None
         addresses, place = call.addresses, 2 + len(dtypes)
         for x, dtype in zip(operands, kinds):  # noqa: B905  (strict costs a tenth of a microsecond)
             if not (_usual(x) and x.dtype is dtype and x.shape == shape):
@@ -96,21 +110,30 @@ class Quick:
         addresses[0] = step.data_ptr()
         if key is not None:
             addresses[1] = key.data_ptr()
-        done = call()
+        done = call() if pending is None else pending.call(call)
         self._kinds.append(kind)
         return outs if done else None
 
     def learn(
-        self, step: Tensor, outs: list[Tensor], terms: list[Tensor], key: Tensor | None, noises: list[Tensor]
+        self,
+        step: Tensor,
+        outs: list[Tensor],
+        terms: list[Tensor],
+        key: Tensor | None,
+        noises: list[Tensor],
+        pending: Pending | None = None,
     ) -> None:
         """Have a call like this one ready, which was just done by the op."""
         if self._left <= 0 or _grad() or not _free():
             return
+        source = _GIVEN if key is None else _KEYED
+        if pending is not None:
+            source, noises, key = _PENDING, [], _no_key(len(outs[0]))
         operands = (*terms, *noises)
         if not all(map(_usual, (*outs, *operands))):
             return
         shape, dtypes, kinds = outs[0].shape, tuple(x.dtype for x in outs), tuple(x.dtype for x in operands)
-        what = key is not None, shape, len(terms), dtypes, kinds
+        what = source, shape, len(terms), dtypes, kinds
         if any(kind[1:] == what for kind in self._kinds.copy()):
             return
         self._left -= 1

@@ -106,7 +106,7 @@ class DPMSolverSinglestepScheduler(Fused, diffusers.DPMSolverSinglestepScheduler
         if config.algorithm_type == "sde-dpmsolver++":
             self._rows()
             if not (self.mode == "exact" and self._levels[index + 1] == 0.0):
-                noise, keys = self._draw(model_output, generator, model_output.dtype)
+                noise, keys = self._pend(model_output, generator, model_output.dtype)
         outputs, order = self.model_outputs, self.order_list[index]
         while order > 1 and outputs[1 - order] is None:  # those there will be once this call's is in
             order -= 1

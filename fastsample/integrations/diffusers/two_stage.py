@@ -213,7 +213,7 @@ class KDPM2AncestralDiscreteScheduler(TwoStage, diffusers.KDPM2AncestralDiscrete
             made = self._take((index, True), sample, model_output, (wide, wide))
             self.sample = sample
         else:
-            noise, keys = self._draw(model_output, generator, model_output.dtype)
+            noise, keys = self._pend(model_output, generator, model_output.dtype)
             made = self._take((index, False), sample, model_output, (wide, wide), (self.sample,), noise, keys)
             self.sample = None
         self._step_index = index + 1
