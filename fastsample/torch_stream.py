@@ -25,6 +25,7 @@ BLOCK = 16  # normals that torch makes together; a draw inside a step needs samp
 _CODES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 _CHECKED = (16400, 2047)  # normals that are compared; the second count has an odd end
 _CPU = torch.device("cpu")
+_randn, _randn_like = torch.randn, torch.randn_like
 _alike: dict[torch.dtype, bool] = {}
 _call: Any = partial.__call__
 _library: Any = None
@@ -50,15 +51,23 @@ def randn(
 
 
 def randn_like(x: Tensor) -> Tensor:
-    """``torch.randn_like(x)``, to the bit; drawn here for contiguous tensors on the CPU."""
-    if x.is_cpu and type(x) is Tensor and x.is_contiguous():
+    """``torch.randn_like(x)``, to the bit; drawn here for contiguous tensors on the CPU.
+
+    Who has put another function in the place of ``torch.randn_like`` is asked.
+    """
+    if torch.randn_like is _randn_like and type(x) is Tensor and x.is_cpu and x.is_contiguous():
         return randn(x.shape, generator=None, dtype=x.dtype)
     return torch.randn_like(x)
 
 
 def ready(generator: torch.Generator | None, dtype: torch.dtype) -> bool:
-    """Whether normals of this dtype may be drawn here now, from this generator."""
-    if dtype not in _CODES or not bound.free() or not (generator is None or generator.device == _CPU):
+    """Whether normals of this dtype may be drawn here now, from this generator, and nobody has replaced torch.randn."""
+    if (
+        dtype not in _CODES
+        or torch.randn is not _randn
+        or not bound.free()
+        or not (generator is None or generator.device == _CPU)
+    ):
         return False
     alike = _alike.get(dtype)
     if alike is None:

@@ -90,16 +90,12 @@ void search(const uint32_t* words, Out& out) {
   }
 }
 
-struct Nothing {
-  void operator()(int64_t, int64_t) const {}
-};
-
 void noise(const uint32_t* words, Out& out) {
   alignas(64) static float z[1003 + 64];
   const uint64_t seed = words[0] | static_cast<uint64_t>(words[1]) << 32;
   for (uint64_t counter : {uint64_t(5), uint64_t(0xffffffff) - 100})  // the low word wraps in the second
     for (int64_t n : {4, 100, 1003}) {
-      normals(seed, counter, n, Nothing{}, z);
+      normals(seed, counter, n, Nothing{}, Nothing{}, z);
       for (int64_t i = 0; i < n; ++i) out.word(fs::bits_of(z[i]));
     }
 }

@@ -137,6 +137,14 @@ def test_who_watches_sees_torch(by_us: list[int]) -> None:
     assert not by_us
 
 
+@pytest.mark.parametrize("name", ["randn", "randn_like"])
+def test_who_replaces_a_function_of_torch_is_asked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(LEAST)
+    monkeypatch.setattr(torch, name, lambda *_, **__: x)
+    assert randn_like(x) is x
+    assert (randn(x.shape, generator=None, dtype=x.dtype) is x) == (name == "randn")
+
+
 def test_another_thread_that_drew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its numbers are not given out twice."""
     mine, theirs = pair(2)

@@ -15,15 +15,26 @@ struct alignas(16) Row {
 
 // V is a lane type (float, double, SIMD lanes); S its scalar. `lanes` is how many V a caller holds per tensor.
 template <class S, class V, int L>
-FS_HD void accumulate(S weight, const V x[L], V acc[L]) {
-  if (weight == S(0)) return;  // a zero weight is skipped, so a NaN behind it reaches nothing
+FS_HD void add_weighted(S weight, const V x[L], V acc[L]) {
   FS_UNROLL
   for (int i = 0; i < L; ++i) acc[i] = fma(V(weight), x[i], acc[i]);
+}
+template <class S, class V, int L>
+FS_HD void accumulate(S weight, const V x[L], V acc[L]) {
+  if (weight == S(0)) return;  // a zero weight is skipped, so a NaN behind it reaches nothing
+  add_weighted<S, V, L>(weight, x, acc);
 }
 
 template <class V>
 FS_HD V clamp(V y, V lo, V hi) {
   return y < lo ? lo : (y > hi ? hi : y);  // a NaN stays
+}
+
+// The limits of D.
+template <class S, class V, int L>
+FS_HD void limit(const S* row, V d[L]) {
+  FS_UNROLL
+  for (int i = 0; i < L; ++i) d[i] = clamp(d[i], V(row[kLo]), V(row[kHi]));
 }
 
 // D of one element group. x[j] are the K terms.
@@ -34,8 +45,7 @@ FS_HD void predict(const S* row, const V (&x)[K][L], int terms, V d[L]) {
   FS_UNROLL
   for (int j = 0; j < K; ++j)
     if (j < terms) accumulate<S, V, L>(row[4 * j], x[j], d);
-  FS_UNROLL
-  for (int i = 0; i < L; ++i) d[i] = clamp(d[i], V(row[kLo]), V(row[kHi]));
+  limit<S, V, L>(row, d);
 }
 
 // Output k of one element group. xi[r] are the R noises.

@@ -10,64 +10,94 @@ namespace fs {
 namespace FS_ISA {
 namespace {
 
-constexpr int kTile = kUpdateTile, kStridedTile = 512;
+constexpr int kTile = kUpdateTile, kStridedTile = 512, kFollow = 256;
 // In elements. From kFar on the terms do not lie in the second-level cache, from kVeryFar on in none. Measured at 2^20
 // with noise: 2 to 6 % faster; at 2^24 without: 1.3 (float32) and 2.4 times (bfloat16).
 constexpr int64_t kAhead = 2048, kFar = 1 << 18, kVeryFar = 1 << 22;
 
-// One row of the run, ready for use.
+// One row of the run, ready for use: what it reads, and the weights of each in D and in the outputs. Bit 0 of `in` says
+// that D has a part of it, bit 1 + k that output k has.
 template <class S>
 struct Job {
   Row<S> row;
   uint32_t mask;
   int64_t draw[kNoises];
-  int terms, outs, noises;
-  bool far;  // the terms lie in memory: fetch them ahead of use
+  int terms;  // read
+  bool far;   // they lie in memory: fetch them ahead of use
+  int8_t places[kTerms];
+  uint8_t in[kTerms], in_d, in_xi[kNoises];
   Span term[kTerms], xi[kNoises], out[kOutputs];
+
+  void prepare(int n_terms, int n_outs, int n_noises) {
+    mask = needs(row.v, n_terms, n_outs, n_noises);
+    terms = 0;
+    for (int j = 0; j < n_terms; ++j)
+      if (mask >> j & 1) places[terms] = j, in[terms++] = used(4 * j, n_outs) & (mask >> 8 & 1 ? 0xff : 0xfe);
+    in_d = used(kLo, n_outs) & 0xfe;
+    for (int r = 0; r < kNoises; ++r) in_xi[r] = r < n_noises ? used(kHi + 4 * r, n_outs) & 0xfe : 0;
+  }
+
+ private:
+  uint8_t used(int column, int outs) const {
+    int bits = 0;
+    for (int k = 0; k <= outs; ++k) bits |= (row.v[column + k] != S(0)) << k;
+    return static_cast<uint8_t>(bits);
+  }
 };
 
-// Elements [0, n), n a multiple of L * width, all spans dense.
+// Elements [from, n), multiples of L * width, all spans dense, of a row with K outputs.
 template <class V, int L, int K, Kind kind, class S = typename Lane<V>::Scalar>
-void dense(const Job<S>& job, int64_t n) {
+void dense(const Job<S>& job, int64_t from, int64_t n) {
   constexpr int kWidth = Lane<V>::kWidth;
-  for (int64_t i = 0; i < n; i += L * kWidth) {
-    V x[K][L], xi[kNoises][L], d[L], acc[L];
-    if (job.far)
-      for (int j = 0; j < job.terms; ++j) {
+  for (int64_t i = from; i < n; i += L * kWidth) {
+    V x[L], d[L], acc[K][L];
+    const auto add = [&](int column, uint32_t in, const V(&of)[L]) __attribute__((always_inline)) {
+      FS_UNROLL
+      for (int k = 0; k < K; ++k)
+        if (in >> (1 + k) & 1) add_weighted<S, V, L>(job.row.v[column + 1 + k], of, acc[k]);
+    };
+    FS_UNROLL
+    for (int l = 0; l < L; ++l) {
+      d[l] = V(S(0));
+      FS_UNROLL
+      for (int k = 0; k < K; ++k) acc[k][l] = V(S(0));
+    }
+    for (int t = 0; t < job.terms; ++t) {
+      const int j = job.places[t];
+      if (job.far) {
         const char* p = static_cast<const char*>(advance(job.term[j], i + kAhead).p);
         for (int64_t b = 0; b < bytes(job.term[j].type, L * kWidth); b += 64) __builtin_prefetch(p + b);
       }
-    FS_UNROLL
-    for (int j = 0; j < K; ++j) {
-      FS_UNROLL
-      for (int l = 0; l < L; ++l) x[j][l] = V(S(0));
-      if (job.mask >> j & 1) load_run<kind, L>(job.term[j], i, x[j]);
+      load_run<kind, L>(job.term[j], i, x);
+      if (job.in[t] & 1) add_weighted<S, V, L>(job.row.v[4 * j], x, d);
+      add(4 * j, job.in[t], x);
+    }
+    if (job.in_d) {
+      limit<S, V, L>(job.row.v, d);
+      add(kLo, job.in_d, d);
     }
     FS_UNROLL
-    for (int r = 0; r < kNoises; ++r) {
-      FS_UNROLL
-      for (int l = 0; l < L; ++l) xi[r][l] = V(S(0));
-      if (job.mask >> (9 + r) & 1) load_run<Kind::kAny, L>(job.xi[r], i, xi[r]);
-    }
+    for (int r = 0; r < kNoises; ++r)
+      if (job.in_xi[r]) {
+        load_run<Kind::kAny, L>(job.xi[r], i, x);
+        add(kHi + 4 * r, job.in_xi[r], x);
+      }
     FS_UNROLL
-    for (int l = 0; l < L; ++l) d[l] = V(S(0));
-    if (job.mask >> 8 & 1) predict<S, V, L, K>(job.row.v, x, job.terms, d);
-    for (int k = 0; k < job.outs; ++k) {
-      combine<S, V, L, K, kNoises>(job.row.v, k, x, job.terms, d, xi, job.noises, acc);
+    for (int k = 0; k < K; ++k) {
       FS_UNROLL
-      for (int l = 0; l < L; ++l) store<kind>(job.out[k], i + l * kWidth, acc[l]);
+      for (int l = 0; l < L; ++l) store<kind>(job.out[k], i + l * kWidth, acc[k][l]);
     }
   }
 }
 
 template <class V, int L, Kind kind>
-void dense_by_terms(const Job<typename Lane<V>::Scalar>& job, int64_t n) {
-  if (job.terms <= 2)
-    dense<V, L, 2, kind>(job, n);
-  else if (job.terms <= 4)
-    dense<V, L, 4, kind>(job, n);
+void dense_by_outs(const Job<typename Lane<V>::Scalar>& job, int outs, int64_t from, int64_t n) {
+  if (outs == 1)
+    dense<V, L, 1, kind>(job, from, n);
+  else if (outs == 2)
+    dense<V, L, 2, kind>(job, from, n);
   else
-    dense<V, L, 8, kind>(job, n);
+    dense<V, L, 3, kind>(job, from, n);
 }
 
 // What will be read, fetched while normals are made: memory and arithmetic then overlap.
@@ -97,13 +127,12 @@ class RowLoop {
     for (int k = 0; k < a.n_outs; ++k) see(a.outs[k].dtype);
     for (int r = 0; !a.key && r < a.n_noises; ++r)
       dense_ &= sizeof(S) == 8 || a.noise[r].dtype != DType::kF64;  // the lanes of float32 do not load float64
-    job_.terms = a.n_terms, job_.outs = a.n_outs, job_.noises = a.n_noises;
   }
 
   void prepare(const double* source) {
     for (int c = 0; c < kColumns; ++c) job_.row.v[c] = static_cast<S>(source[c]);
     for (int r = 0; r < kNoises; ++r) job_.draw[r] = static_cast<int64_t>(source[kDraw + r]);
-    job_.mask = needs(job_.row.v, a.n_terms, a.n_outs, a.n_noises);
+    job_.prepare(a.n_terms, a.n_outs, a.n_noises);
     keyed_ = a.key && job_.mask >> 9;  // a key alone makes no noise: the row must ask for some
     job_.far = dense_ && !keyed_ && a.batch * a.numel >= kVeryFar;
   }
@@ -124,27 +153,34 @@ class RowLoop {
 
   // The same; fetches what `ahead` names instead.
   void tile(int64_t sample, int64_t i0, int64_t n, Ahead ahead) {
-    for (int r = 0; keyed_ && r < a.n_noises; ++r)
-      if (job_.mask >> (9 + r) & 1 && stream_) {
-        from_stream(n, ahead, xi_[r]);
-      } else if (job_.mask >> (9 + r) & 1) {
-        const uint64_t seed = a.key[2 * sample], offset = a.key[2 * sample + 1];
-        normals(seed, offset + job_.draw[r] * a.chunks + i0 / Chunk<S>::kSize, n, ahead, xi_[r]);
-        ahead.count = 0;
-      }
-    int64_t done = 0;
+    const int64_t whole = dense_ ? n / kStep * kStep : 0;
     if (dense_) {
       for (int j = 0; j < a.n_terms; ++j) job_.term[j] = at(a.terms[j], sample, i0);
       for (int k = 0; k < a.n_outs; ++k) job_.out[k] = at(a.outs[k], sample, i0);
       for (int r = 0; r < a.n_noises; ++r) job_.xi[r] = a.key ? Span{xi_[r], kType} : at(a.noise[r], sample, i0);
-      done = n / kStep * kStep;
-      if (sizeof(S) == 4 && all_[0])
-        dense_by_terms<V, L, Kind::kF32>(job_, done);
-      else if (sizeof(S) == 4 && all_[1])
-        dense_by_terms<V, L, Kind::kBF16>(job_, done);
-      else
-        dense_by_terms<V, L, Kind::kAny>(job_, done);
     }
+    int64_t done = 0;
+    // The row follows the last of its noises in pieces of kFollow: its loads and stores overlap with the arithmetic of
+    // the next normals. Measured with AVX-512 and three terms: 0.86 ns per element; after the whole tile 0.94.
+    const auto row = [&](int64_t made) {
+      const int64_t to = made < whole ? made : whole;
+      if (to > done) rows(done, to);
+      done = to;
+    };
+    for (int r = 0; keyed_ && r < a.n_noises; ++r)
+      if (job_.mask >> (9 + r) & 1) {
+        const auto then = [&](int64_t made) {
+          if (job_.mask >> (10 + r) == 0) row(made / kFollow * kFollow);
+        };
+        if (stream_) {
+          from_stream(n, ahead, then, xi_[r]);
+        } else {
+          const uint64_t seed = a.key[2 * sample], offset = a.key[2 * sample + 1];
+          normals(seed, offset + job_.draw[r] * a.chunks + i0 / Chunk<S>::kSize, n, ahead, then, xi_[r]);
+        }
+        ahead.count = 0;
+      }
+    row(whole);
     for (; done < n; done += kStridedTile)
       strided(sample, i0 + done, n - done < kStridedTile ? n - done : kStridedTile, done);
   }
@@ -173,19 +209,36 @@ class RowLoop {
     for (int r = 0; r < a.n_noises; ++r)
       if (job_.mask >> (9 + r) & 1) local.xi[r] = a.key ? Span{xi_[r] + xi_at, kType} : fetch(kTerms + r, a.noise[r]);
     for (int k = 0; k < a.n_outs; ++k) local.out[k] = {out[k], kType};
-    dense_by_terms<V, L, sizeof(S) == 4 ? Kind::kF32 : Kind::kAny>(local, padded);
+    dense_by_outs<V, L, sizeof(S) == 4 ? Kind::kF32 : Kind::kAny>(local, a.n_outs, 0, padded);
     for (int k = 0; k < a.n_outs; ++k) transfer<false>(a, a.outs[k], sample, i0, n, out[k]);
   }
 
-  void from_stream(int64_t n, const Ahead& ahead, float* z) {
+  template <class Then>
+  void from_stream(int64_t n, const Ahead& ahead, const Then& then, float* z) {
     for (int64_t i = 0; i < n; i += Stream::kPiece) {
       const int64_t now = n - i < Stream::kPiece ? n - i : Stream::kPiece;
       ahead(i, now);
-      stream_->normals(now, z + i);
+      if (stream_dtype_ == DType::kF32) {
+        stream_->normals(now, [&](int64_t made) { then(i + made); }, z + i);
+      } else {
+        stream_->normals(now, Nothing{}, z + i);
+        round_to(stream_dtype_, now, z + i);
+        then(i + now);
+      }
     }
-    round_to(stream_dtype_, n, z);
   }
-  void from_stream(int64_t, const Ahead&, double*) {}  // float64 normals of torch come from libm
+  template <class Then>
+  void from_stream(int64_t, const Ahead&, const Then&, double*) {}  // float64 normals of torch come from libm
+
+  // Elements [from, to) of the spans.
+  void rows(int64_t from, int64_t to) {
+    if (sizeof(S) == 4 && all_[0])
+      dense_by_outs<V, L, Kind::kF32>(job_, a.n_outs, from, to);
+    else if (sizeof(S) == 4 && all_[1])
+      dense_by_outs<V, L, Kind::kBF16>(job_, a.n_outs, from, to);
+    else
+      dense_by_outs<V, L, Kind::kAny>(job_, a.n_outs, from, to);
+  }
 
   const UpdateArgs& a;
   Stream* stream_ = nullptr;

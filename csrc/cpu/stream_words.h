@@ -23,18 +23,21 @@ class Stream {
     m_.left -= n;
   }
 
-  // `n` <= kPiece normals, a multiple of 16; writes up to a vector more.
-  void normals(int64_t n, float* z) {
+  // `n` <= kPiece normals, a multiple of 16; writes up to a vector more. `then(i)`: those of [0, i) are there.
+  template <class Then>
+  void normals(int64_t n, const Then& then, float* z) {
     alignas(64) uint32_t words[kPiece + kStreamBlock];
     draw(n, words);
     constexpr int64_t kStep = kWidth > 8 ? 2 * kStreamBlock : kStreamBlock;
-    for (int64_t i = 0; i < n; i += kStep)
+    for (int64_t i = 0; i < n; i += kStep) {
       for (int h = 0; h < 8; h += kWidth) {
         F32 first, second;
         torch_normals(load_apart(words + i + h), load_apart(words + i + h + 8), first, second);
         store_apart(z + i + h, first);
         store_apart(z + i + h + 8, second);
       }
+      then(i + kStep);
+    }
   }
 
  private:
@@ -63,6 +66,11 @@ class Stream {
   }
 
   Mersenne m_;
+};
+
+struct Nothing {
+  void operator()(int64_t) const {}
+  void operator()(int64_t, int64_t) const {}
 };
 
 // Rounds `n` numbers, up to a multiple of the lanes, as a tensor of this dtype would have.

@@ -27,13 +27,13 @@ void stream_blocks(const StreamArgs& a, int64_t begin, int64_t end) {
   stream.skip(begin * kStreamBlock);
   for (int64_t i = begin * kStreamBlock; i < end * kStreamBlock; i += kPiece) {
     const int64_t left = end * kStreamBlock - i, n = left < kPiece ? left : kPiece;
-    stream.normals(n, z);
+    stream.normals(n, Nothing{}, z);
     put(a, i, n, z);
   }
   if (end != stream_block_count(a)) return;
   if (const int64_t odd = a.count % kStreamBlock) {  // torch makes the last sixteen anew
     if (a.dtype == DType::kF32) stream.skip(odd);    // of words that it drew for these it makes nothing
-    stream.normals(kStreamBlock, z);
+    stream.normals(kStreamBlock, Nothing{}, z);
     put(a, a.count - kStreamBlock, kStreamBlock, z);
   }
   *a.to = stream.state();

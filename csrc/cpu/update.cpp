@@ -26,11 +26,11 @@ void update_tiles(const UpdateArgs& a, int64_t begin, int64_t end) {
   if (a.wide)
     run<double, 4>(a, begin, end);
   else
-    run<F32, 2>(a, begin, end);
+    run<F32, 4>(a, begin, end);
 }
 
 void update_from_stream(const UpdateArgs& a, const StreamArgs& noise, int64_t begin, int64_t end) {
-  RowLoop<F32, 2> loop(a);
+  RowLoop<F32, 4> loop(a);
   loop.prepare(a.table + *a.step * kColumns);
   const int64_t per_sample = (a.numel + kTile - 1) / kTile;
   Stream stream(*noise.from);
