@@ -217,14 +217,15 @@ class RowLoop {
   void from_stream(int64_t n, const Ahead& ahead, const Then& then, float* z) {
     for (int64_t i = 0; i < n; i += Stream::kPiece) {
       const int64_t now = n - i < Stream::kPiece ? n - i : Stream::kPiece;
-      ahead(i, now);
-      if (stream_dtype_ == DType::kF32) {
-        stream_->normals(now, [&](int64_t made) { then(i + made); }, z + i);
-      } else {
-        stream_->normals(now, Nothing{}, z + i);
-        round_to(stream_dtype_, now, z + i);
-        then(i + now);
-      }
+      const bool plain = stream_dtype_ == DType::kF32;
+      const auto made = [&](int64_t from, int64_t to) {
+        ahead(i + from + 2 * kFollow, to - from);
+        if (plain) then(i + to);
+      };
+      stream_->normals(now, made, z + i);
+      if (plain) continue;
+      round_to(stream_dtype_, now, z + i);
+      then(i + now);
     }
   }
   template <class Then>

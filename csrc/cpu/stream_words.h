@@ -23,20 +23,22 @@ class Stream {
     m_.left -= n;
   }
 
-  // `n` <= kPiece normals, a multiple of 16; writes up to a vector more. `then(i)`: those of [0, i) are there.
+  // `n` <= kPiece normals, a multiple of 16; writes up to a vector more. `then(i, j)`: those of [i, j) are there.
   template <class Then>
   void normals(int64_t n, const Then& then, float* z) {
     alignas(64) uint32_t words[kPiece + kStreamBlock];
     draw(n, words);
-    constexpr int64_t kStep = kWidth > 8 ? 2 * kStreamBlock : kStreamBlock;
-    for (int64_t i = 0; i < n; i += kStep) {
-      for (int h = 0; h < 8; h += kWidth) {
-        F32 first, second;
-        torch_normals(load_apart(words + i + h), load_apart(words + i + h + 8), first, second);
-        store_apart(z + i + h, first);
-        store_apart(z + i + h + 8, second);
-      }
-      then(i + kStep);
+    constexpr int64_t kStep = kWidth > 8 ? 2 * kStreamBlock : kStreamBlock, kCall = 128;
+    for (int64_t from = 0; from < n; from += kCall) {
+      const int64_t to = n - from < kCall ? n : from + kCall;
+      for (int64_t i = from; i < to; i += kStep)
+        for (int h = 0; h < 8; h += kWidth) {
+          F32 first, second;
+          torch_normals(load_apart(words + i + h), load_apart(words + i + h + 8), first, second);
+          store_apart(z + i + h, first);
+          store_apart(z + i + h + 8, second);
+        }
+      then(from, to);
     }
   }
 
@@ -69,8 +71,8 @@ class Stream {
 };
 
 struct Nothing {
-  void operator()(int64_t) const {}
-  void operator()(int64_t, int64_t) const {}
+  template <class... Any>
+  void operator()(Any...) const {}
 };
 
 // Rounds `n` numbers, up to a multiple of the lanes, as a tensor of this dtype would have.
