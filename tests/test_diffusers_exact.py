@@ -135,7 +135,7 @@ def test_sa_draws_only_where_tau_is_not_zero(noise: str, algorithm: str) -> None
     steps = 8
     strict, exact = (made("SASolverScheduler", m, steps, noise, seed=4, algorithm_type=algorithm) for m in MODES)
     used: dict[int, Any] = {}
-    draw = exact._draw
+    draw = exact._pend
 
     def recorded(*args: Any) -> Any:
         used[exact.step_index] = draw(*args)
@@ -145,7 +145,7 @@ def test_sa_draws_only_where_tau_is_not_zero(noise: str, algorithm: str) -> None
         none = (None, exact._keys[1]) if noise == "counter" else (torch.randn_like(like), None)
         return used.get(strict.step_index, none)
 
-    exact._draw, strict._draw = recorded, again
+    exact._pend, strict._pend = recorded, again
     x = y = start(*SHAPE)
     for i, t in enumerate(exact.timesteps):
         x = exact.step(network(x, i), t, x, return_dict=False)[0]

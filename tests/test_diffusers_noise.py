@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -9,6 +11,7 @@ import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
+from torch.overrides import BaseTorchFunctionMode
 
 import fastsample.integrations.diffusers as ours
 from fastsample import native, torch_stream
@@ -133,7 +136,7 @@ def test_bits_of_a_draw_inside_a_step(name: str, shape: Any, dtype: Any, threads
     try:
         with own_tables():
             torch.set_num_threads(1)
-            with torch.autograd.profiler.profile():  # the same, by the library
+            with BaseTorchFunctionMode():  # draws with torch, and steps through the op
                 wanted, states = run(ours, name, dtype, "one", shape)
             assert not drawn
             torch.set_num_threads(threads)
@@ -143,6 +146,39 @@ def test_bits_of_a_draw_inside_a_step(name: str, shape: Any, dtype: Any, threads
     assert drawn.count("step") >= 2
     assert torch.equal(made, wanted)
     assert torch.equal(mine[0], states[0])
+
+
+@pytest.mark.parametrize("algorithm", ["data_prediction", "noise_prediction"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("orders", [(1, 1), (2, 2), (3, 4)])
+def test_sa_solver_with_the_noise_inside(orders: Any, dtype: Any, algorithm: str, drawn: list[Any]) -> None:
+    """As near to float64 as with the noise kept for the corrector, also where the two ways change within a run."""
+    config = {"algorithm_type": algorithm, "predictor_order": orders[0], "corrector_order": orders[1]}
+
+    @torch.no_grad()
+    def run_sa(module: Any, dtype: Any, watched: Callable[[int], bool]) -> Tensor:
+        scheduler = module.SASolverScheduler(**config)
+        scheduler.set_timesteps(9)
+        g, noises = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+        x = torch.randn(1, 4, 32, 32, generator=g).to(dtype)
+        for i, t in enumerate(scheduler.timesteps):
+            e = (0.9 * x + 0.1 * torch.sin(3 * x.float())).to(dtype)
+            with BaseTorchFunctionMode() if watched(i) else contextlib.nullcontext():
+                x = scheduler.step(e, t, x, generator=noises, return_dict=False)[0]
+            if module is ours:
+                assert (scheduler.last_noise is None) == (not watched(i))
+        return x.double()
+
+    exact = run_sa(diffusers, torch.float32, lambda i: False)
+    stock = run_sa(diffusers, dtype, lambda i: False)
+    with own_tables():
+        given, inside, mixed = (run_sa(ours, dtype, w) for w in (lambda i: True, lambda i: False, lambda i: i % 3 == 1))
+    assert drawn.count("step") >= 4
+    unit = 2.0**-22 if dtype is torch.float32 else 2.0**-7  # of one rounding, and the network doubles what it gets
+    for made in (given, inside, mixed):
+        assert float((made - exact).abs().max()) <= max(
+            64 * unit * float(exact.abs().max()), 2 * float((stock - exact).abs().max())
+        )
 
 
 def test_a_step_without_noise_still_draws(drawn: list[Any]) -> None:
