@@ -174,10 +174,10 @@ def test_sa_solver_with_the_noise_inside(orders: Any, dtype: Any, algorithm: str
     with own_tables():
         given, inside, mixed = (run_sa(ours, dtype, w) for w in (lambda i: True, lambda i: False, lambda i: i % 3 == 1))
     assert drawn.count("step") >= 4
-    unit = 2.0**-22 if dtype is torch.float32 else 2.0**-7  # of one rounding, and the network doubles what it gets
+    unit = 2.0**-22 if dtype is torch.float32 else 2.0**-7  # of one rounding; the noise form makes some hundred of it
     for made in (given, inside, mixed):
         assert float((made - exact).abs().max()) <= max(
-            64 * unit * float(exact.abs().max()), 2 * float((stock - exact).abs().max())
+            256 * unit * float(exact.abs().max()), 2 * float((stock - exact).abs().max())
         )
 
 
