@@ -106,6 +106,16 @@ MEMBERS = (
         gpu=30,
     ),
     Member(
+        "normals",
+        "Normals of a CPU generator: `torch_stream.randn`, which gives the bits of `torch.randn`, against it. "
+        "`fastsample-counter` is addressed noise, `numpy` another stream: other numbers.",
+        (("fastsample", ("torch.randn",)),),
+        quick=8,
+        full=40,
+        gpu=0,
+        calls=False,
+    ),
+    Member(
         "loop",
         "Whole runs, per call of the network, set-up included: `sample` with a ready plan, the same recorded (`graph`: "
         "a CUDA graph on a GPU, a list of calls on a CPU), with a compiled network, the whole run (`Loop`) or a step "
