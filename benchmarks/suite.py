@@ -111,7 +111,7 @@ MEMBERS = (
         "`fastsample-counter` is addressed noise, `numpy` another stream: other numbers.",
         (("fastsample", ("torch.randn",)),),
         quick=8,
-        full=40,
+        full=25,
         gpu=0,
         calls=False,
     ),

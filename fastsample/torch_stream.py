@@ -28,7 +28,8 @@ _CPU = torch.device("cpu")
 _randn, _randn_like = torch.randn, torch.randn_like
 _alike: dict[torch.dtype, bool] = {}
 _call: Any = partial.__call__
-_library: Any = None
+_library: Any = None  # its functions; they hold the lock of the interpreter
+_released: Any = None  # the same without it: other threads run meanwhile
 _locked: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -85,15 +86,16 @@ def call(update: bound.Bound, generator: torch.Generator | None, dtype: torch.dt
     return _take(generator, partial(_update, update, _CODES[dtype]))
 
 
-def _take(generator: torch.Generator | None, make: Callable[[Tensor, Tensor], int]) -> bool:
-    """Draw by ``make(before, after)``, which writes the state after the draw; False if nothing was drawn."""
-    own = torch.default_generator if generator is None else generator
+def _take(generator: torch.Generator | None, make: Callable[[Any, Tensor, Tensor], int]) -> bool:
+    """Draw by ``make(library, before, after)``, which writes the state after the draw; False if nothing was drawn."""
+    # The default generator may be that of other threads, which would draw in vain again and again if they were let in
+    own, library = (torch.default_generator, _library) if generator is None else (generator, _released)
     before = own.get_state()
     after = torch.empty_like(before)
-    if not make(before, after):
+    if not make(library, before, after):
         return False
-    # The function holds the lock of the interpreter, and map lets nobody in between its two calls: a draw of another
-    # thread was before the first, where it is seen, or comes after the second.
+    # map lets no other thread of Python in between its two calls: what such a one drew was before the first, where it
+    # is seen, or comes after the second
     met, _ = map(_call, (partial(own.get_state), partial(own.set_state, after)))
     if _library.memcmp(met.data_ptr(), before.data_ptr(), before.numel()) == 0:
         return True
@@ -101,32 +103,35 @@ def _take(generator: torch.Generator | None, make: Callable[[Tensor, Tensor], in
     return False
 
 
-def _fill(out: Tensor, before: Tensor, after: Tensor) -> int:
+def _fill(out: Tensor, library: Any, before: Tensor, after: Tensor) -> int:
     """Write normals, and the state after them; 0 if the state before them is not understood."""
-    made: int = _library.fastsample_randn(
+    made: int = library.fastsample_randn(
         before.data_ptr(), after.data_ptr(), before.numel(), _CODES[out.dtype], out.data_ptr(), out.numel()
     )
     return made
 
 
-def _update(update: bound.Bound, code: int, before: Tensor, after: Tensor) -> int:
-    made: int = _library.fastsample_call_with_stream(
+def _update(update: bound.Bound, code: int, library: Any, before: Tensor, after: Tensor) -> int:
+    made: int = library.fastsample_call_with_stream(
         update.handle, update.at, before.data_ptr(), after.data_ptr(), before.numel(), code
     )
     return made
 
 
 def _load() -> bool:
-    global _library
+    global _library, _released
     from . import native
 
     if _library is None and native.load_for("cpu"):
-        found = ctypes.PyDLL(native.loaded_from("cpu"))
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        found.memcmp.argtypes = (pointer, pointer, ctypes.c_size_t)
-        found.fastsample_randn.argtypes = (pointer, pointer, number, number, pointer, number)
-        found.fastsample_call_with_stream.argtypes = (pointer, pointer, pointer, pointer, number, number)
-        _library = found
+        found = []
+        for kind in (ctypes.CDLL, ctypes.PyDLL):
+            library = kind(native.loaded_from("cpu"))
+            library.memcmp.argtypes = (pointer, pointer, ctypes.c_size_t)
+            library.fastsample_randn.argtypes = (pointer, pointer, number, number, pointer, number)
+            library.fastsample_call_with_stream.argtypes = (pointer, pointer, pointer, pointer, number, number)
+            found.append(library)
+        _released, _library = found
     return _library is not None
 
 
@@ -139,7 +144,7 @@ def _compare(dtype: torch.dtype) -> bool:
     for count in _CHECKED:
         before, made = theirs.get_state(), torch.empty(count, dtype=dtype, device=_CPU)
         after = torch.empty_like(before)
-        if not _fill(made, before, after):
+        if not _fill(made, _library, before, after):
             return False
         wanted = torch.randn(count, generator=theirs, dtype=dtype, device=_CPU)
         if not (torch.equal(made, wanted) and torch.equal(after, theirs.get_state())):

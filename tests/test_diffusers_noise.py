@@ -90,9 +90,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
     fill, update = torch_stream._fill, torch_stream._update
 
-    def filled(out: Tensor, before: Tensor, after: Tensor) -> int:
+    def filled(out: Tensor, library: Any, before: Tensor, after: Tensor) -> int:
         seen.append(tuple(out.shape))
-        return fill(out, before, after)
+        return fill(out, library, before, after)
 
     def updated(*args: Any) -> int:
         done = update(*args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -34,9 +35,9 @@ def by_us(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     drawn: list[int] = []
     fill = torch_stream._fill
 
-    def counted(out: Tensor, before: Tensor, after: Tensor) -> int:
+    def counted(out: Tensor, library: Any, before: Tensor, after: Tensor) -> int:
         drawn.append(out.numel())
-        return fill(out, before, after)
+        return fill(out, library, before, after)
 
     monkeypatch.setattr(torch_stream, "_fill", counted)
     return drawn
@@ -151,8 +152,8 @@ def test_another_thread_that_drew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
     fill = torch_stream._fill
     stolen: list[Tensor] = []
 
-    def interrupted(out: Tensor, before: Tensor, after: Tensor) -> int:
-        done = fill(out, before, after)
+    def interrupted(out: Tensor, library: Any, before: Tensor, after: Tensor) -> int:
+        done = fill(out, library, before, after)
         stolen.append(torch.randn(100, generator=mine))
         return done
 
@@ -164,22 +165,28 @@ def test_another_thread_that_drew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(mine.get_state(), theirs.get_state())
 
 
-def test_threads_share_a_generator() -> None:
+@pytest.mark.parametrize("default", [False, True])
+def test_threads_share_a_generator(default: bool) -> None:
     """Each block of the stream is given out once, whoever gets it."""
     mine, theirs = pair(3)
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    shared = None if default else mine
     got: list[Tensor] = []
 
     def work(kind: int) -> None:
         for _ in range(60):
             if kind == 2:
-                got.append(torch.randn(LEAST, generator=mine))
+                got.append(torch.randn(LEAST, generator=shared))
             else:
-                got.append(randn((LEAST,), generator=mine, dtype=torch.float32))
+                got.append(randn((LEAST,), generator=shared, dtype=torch.float32))
 
     together(work, range(3))
     first = sorted(float(x[0]) for x in got)
+    after = (torch.default_generator if default else mine).get_state()
+    torch.set_rng_state(state)
     assert first == sorted(float(torch.randn(LEAST, generator=theirs)[0]) for _ in range(180))
-    assert torch.equal(mine.get_state(), theirs.get_state())
+    assert torch.equal(after, theirs.get_state())
 
 
 @pytest.mark.parametrize("wrong", ["number", "state", "refused"])
@@ -187,8 +194,8 @@ def test_one_wrong_bit_and_torch_draws(wrong: str, monkeypatch: pytest.MonkeyPat
     randn((LEAST,), generator=None, dtype=torch.float32)
     fill = torch_stream._fill
 
-    def other(out: Tensor, before: Tensor, after: Tensor) -> int:
-        done = fill(out, before, after)
+    def other(out: Tensor, library: Any, before: Tensor, after: Tensor) -> int:
+        done = fill(out, library, before, after)
         if wrong == "number":
             out.view(torch.int32)[777] ^= 1
         elif wrong == "state":
@@ -208,7 +215,7 @@ def test_a_state_that_is_not_torchs_is_refused(at: int) -> None:
     state = torch.Generator().manual_seed(1).get_state()
     state[at : at + 4] = 77
     out, after = torch.zeros(LEAST), torch.zeros_like(state)
-    assert not torch_stream._fill(out, state, after)
+    assert not torch_stream._fill(out, torch_stream._library, state, after)
     good, draw = torch.Generator().manual_seed(1).get_state(), torch_stream._library.fastsample_randn
     for size, code, count in ((100, 1, LEAST), (5056, 0, LEAST), (5056, 4, LEAST), (5056, 1, 15)):
         assert not draw(good.data_ptr(), after.data_ptr(), size, code, out.data_ptr(), count)
