@@ -29,7 +29,7 @@ static UpdateFromStream update_loop() {
 template <class F>
 static void in_parts(int64_t count, int64_t numel, const F& loop) {
   const int64_t threads = torch::stable::get_num_threads(), worth = 2 * numel / kGrain;
-  const int64_t parts = threads < worth ? threads : worth;
+  const int64_t most = threads < worth ? threads : worth, parts = most < kStreamParts ? most : kStreamParts;
   if (parts < 2) return loop(0, count);
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     loop(stream_part(count, begin, parts), stream_part(count, end, parts));
@@ -75,6 +75,8 @@ extern "C" __attribute__((visibility("default"))) int fastsample_call_with_strea
   auto& call = *static_cast<fs::Bound*>(bound);
   const fs::UpdateArgs& a = call.args;
   if (!a.key || a.wide || a.numel % fs::kStreamBlock || !call.move(addresses)) return 0;
+  for (int k = 1; k <= fs::kOutputs; ++k)  // a second noise would be a draw of its own
+    if (a.table[*a.step * fs::kColumns + fs::kHi + 4 + k] != 0) return 0;
   fs::Draw draw{before, after, size};
   if (!draw.begin(dtype)) return 0;
   const fs::StreamArgs noise{&draw.from, &draw.to, nullptr, static_cast<fs::DType>(dtype), 0};

@@ -1,5 +1,6 @@
 // The bytes of a torch CPU generator and the state of MT19937 that they hold.
 #pragma once
+#include <cmath>
 #include <cstring>
 
 #include "cpu/torch_stream.h"
@@ -34,6 +35,8 @@ inline void write_state(const Mersenne& m, void* bytes) {
   for (int i = 0; i < kMersenne; ++i) g.words[i] = m.words[i];
   std::memcpy(bytes, &g, sizeof g);
 }
+
+constexpr int64_t kStreamParts = 24;  // more would step over words only
 
 // Where part `k` of `parts` begins: whoever comes later has more to step over, and gets less to make.
 inline int64_t stream_part(int64_t blocks, int64_t k, int64_t parts) {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -25,12 +25,11 @@ BLOCK = 16  # normals that torch makes together; a draw inside a step needs samp
 _CODES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 _CHECKED = (16400, 2047)  # normals that are compared; the second count has an odd end
 _CPU = torch.device("cpu")
-_randn, _randn_like = torch.randn, torch.randn_like
 _alike: dict[torch.dtype, bool] = {}
 _call: Any = partial.__call__
-_library: Any = None  # its functions; they hold the lock of the interpreter
-_released: Any = None  # the same without it: other threads run meanwhile
-_locked: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+_library: Any = None
+_turns = [threading.RLock() for _ in range(64)]  # of generators, by address
+_torch: Any = torch._C._VariableFunctions  # where torch.randn is from
 
 
 def randn(
@@ -42,12 +41,16 @@ def randn(
     memory of this shape and dtype.  float32, float16 and bfloat16 of 4096 elements and more are drawn here, all else,
     and all that is traced, watched or transformed, by torch.
 
-    Threads that draw from one generator at the same time get the numbers in no order, as with torch.
+    Calls of this function from several threads with one generator take turns; with the default generator, torch draws
+    while other threads of Python are alive.  A generator of its own that a thread draws from here must not be drawn
+    from by ``torch.randn`` in another at the same moment: that draw may be lost.
     """
-    if math.prod(shape) >= LEAST and ready(generator, dtype):
-        out = torch.empty(shape, dtype=dtype, device=_CPU) if out is None else out
-        if bound.usual(out) and _take(generator, partial(_fill, out)):
-            return out
+    if bound.free() and math.prod(shape) >= LEAST and ready(generator, dtype):  # traced sizes are not compared
+        room = torch.empty(shape, dtype=dtype, device=_CPU) if out is None else out
+        if bound.usual(room) and _take(generator, partial(_fill, room)):
+            return room
+    if generator is None and out is None:  # torch.compile does not take them as None where sizes are symbols
+        return torch.randn(shape, dtype=dtype, device=_CPU)
     return torch.randn(shape, generator=generator, dtype=dtype, device=_CPU, out=out)
 
 
@@ -56,82 +59,92 @@ def randn_like(x: Tensor) -> Tensor:
 
     Who has put another function in the place of ``torch.randn_like`` is asked.
     """
-    if torch.randn_like is _randn_like and type(x) is Tensor and x.is_cpu and x.is_contiguous():
-        return randn(x.shape, generator=None, dtype=x.dtype)
+    if bound.free() and torch.randn_like is _torch.randn_like and type(x) is Tensor and x.is_cpu and x.is_contiguous():
+        return randn(x.shape, generator=None, dtype=x.dtype, out=torch.empty_like(x))
     return torch.randn_like(x)
 
 
 def ready(generator: torch.Generator | None, dtype: torch.dtype) -> bool:
     """Whether normals of this dtype may be drawn here now, from this generator, and nobody has replaced torch.randn."""
-    if (
-        dtype not in _CODES
-        or torch.randn is not _randn
-        or not bound.free()
-        or not (generator is None or generator.device == _CPU)
-    ):
+    if dtype not in _CODES or torch.randn is not _torch.randn or not bound.free():
+        return False
+    if not (_alone() if generator is None else generator.device == _CPU):
         return False
     alike = _alike.get(dtype)
     if alike is None:
-        alike = _alike[dtype] = _locked and _compare(dtype)
+        # float32 first: rounding to 16 bits hides from a few thousand numbers what another arithmetic makes of them
+        single = dtype is torch.float32 or ready(generator, torch.float32)
+        alike = _alike[dtype] = single and _compare(dtype)
     return alike
+
+
+def _alone() -> bool:
+    """Whether no other thread of Python is alive that may draw from the default generator."""
+    if threading.active_count() == 1:
+        return True
+    mine = threading.current_thread()
+    return all(thread is mine or type(thread).__name__ == "TMonitor" for thread in threading.enumerate())  # tqdm's
 
 
 def call(update: bound.Bound, generator: torch.Generator | None, dtype: torch.dtype) -> bool:
     """Do a bound ``update_`` whose noise is the next draw of the generator, as if it were a tensor of this dtype.
 
     ``update`` was bound with some key, which is not read; its row has one noise, its samples have a multiple of 16
-    elements, and its arithmetic is float32.  Ask ``ready`` first.  ``False``:
-    nothing was drawn, the outputs hold nothing, and it needs another way.
+    elements, and its arithmetic is float32.  Ask ``ready`` first.  ``False``: nothing was drawn, the outputs hold
+    nothing, and it needs another way.
     """
     return _take(generator, partial(_update, update, _CODES[dtype]))
 
 
-def _take(generator: torch.Generator | None, make: Callable[[Any, Tensor, Tensor], int]) -> bool:
-    """Draw by ``make(library, before, after)``, which writes the state after the draw; False if nothing was drawn."""
-    # The default generator may be that of other threads, which would draw in vain again and again if they were let in
-    own, library = (torch.default_generator, _library) if generator is None else (generator, _released)
-    before = own.get_state()
-    after = torch.empty_like(before)
-    if not make(library, before, after):
+def _take(generator: torch.Generator | None, make: Callable[[Tensor, Tensor], int]) -> bool:
+    """Draw by ``make(before, after)``, which writes the state after the draw; False if nothing was drawn."""
+    own = torch.default_generator if generator is None else generator
+    with _turns[id(own) // 64 % len(_turns)]:
+        before = own.get_state()
+        after = torch.empty_like(before)
+        if not make(before, after):
+            return False
+        now = own.get_state()
+        if _differ(now, before):
+            return False  # torch drew meanwhile, and what it gave must not be given again
+        # The same once more, with the write behind it: map calls one after the other, and no thread of Python between
+        now, _ = map(_call, (partial(own.get_state), partial(own.set_state, after)))
+        if not _differ(now, before):
+            return True
+        own.set_state(now)
         return False
-    # map lets no other thread of Python in between its two calls: what such a one drew was before the first, where it
-    # is seen, or comes after the second
-    met, _ = map(_call, (partial(own.get_state), partial(own.set_state, after)))
-    if _library.memcmp(met.data_ptr(), before.data_ptr(), before.numel()) == 0:
-        return True
-    own.set_state(met)
-    return False
 
 
-def _fill(out: Tensor, library: Any, before: Tensor, after: Tensor) -> int:
+def _differ(now: Tensor, before: Tensor) -> bool:
+    return bool(_library.memcmp(now.data_ptr(), before.data_ptr(), before.numel()))
+
+
+def _fill(out: Tensor, before: Tensor, after: Tensor) -> int:
     """Write normals, and the state after them; 0 if the state before them is not understood."""
-    made: int = library.fastsample_randn(
+    made: int = _library.fastsample_randn(
         before.data_ptr(), after.data_ptr(), before.numel(), _CODES[out.dtype], out.data_ptr(), out.numel()
     )
     return made
 
 
-def _update(update: bound.Bound, code: int, library: Any, before: Tensor, after: Tensor) -> int:
-    made: int = library.fastsample_call_with_stream(
+def _update(update: bound.Bound, code: int, before: Tensor, after: Tensor) -> int:
+    made: int = _library.fastsample_call_with_stream(
         update.handle, update.at, before.data_ptr(), after.data_ptr(), before.numel(), code
     )
     return made
 
 
 def _load() -> bool:
-    global _library, _released
+    global _library
     from . import native
 
     if _library is None and native.load_for("cpu"):
+        found = ctypes.CDLL(native.loaded_from("cpu"))
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        found = []
-        for kind in (ctypes.CDLL, ctypes.PyDLL):
-            library = kind(native.loaded_from("cpu"))
-            library.memcmp.argtypes = (pointer, pointer, ctypes.c_size_t)
-            library.fastsample_randn.argtypes = (pointer, pointer, number, number, pointer, number)
-            library.fastsample_call_with_stream.argtypes = (pointer, pointer, pointer, pointer, number, number)
-            found.append(library)
-        _released, _library = found
+        found.memcmp.argtypes = (pointer, pointer, ctypes.c_size_t)
+        found.fastsample_randn.argtypes = (pointer, pointer, number, number, pointer, number)
+        found.fastsample_call_with_stream.argtypes = (pointer, pointer, pointer, pointer, number, number)
+        _library = found
     return _library is not None
 
 
@@ -144,7 +157,7 @@ def _compare(dtype: torch.dtype) -> bool:
     for count in _CHECKED:
         before, made = theirs.get_state(), torch.empty(count, dtype=dtype, device=_CPU)
         after = torch.empty_like(before)
-        if not _fill(made, _library, before, after):
+        if not _fill(made, before, after):
             return False
         wanted = torch.randn(count, generator=theirs, dtype=dtype, device=_CPU)
         if not (torch.equal(made, wanted) and torch.equal(after, theirs.get_state())):

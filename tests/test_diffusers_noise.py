@@ -90,9 +90,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
     fill, update = torch_stream._fill, torch_stream._update
 
-    def filled(out: Tensor, library: Any, before: Tensor, after: Tensor) -> int:
+    def filled(out: Tensor, before: Tensor, after: Tensor) -> int:
         seen.append(tuple(out.shape))
-        return fill(out, library, before, after)
+        return fill(out, before, after)
 
     def updated(*args: Any) -> int:
         done = update(*args)
@@ -219,6 +219,25 @@ def test_another_thread_that_drew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
     wanted = steps(diffusers, theirs, lambda: torch.randn(3, generator=theirs))
     assert float((made - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
     assert torch.equal(mine.get_state(), theirs.get_state())
+
+
+@pytest.mark.parametrize(
+    "generator", [[None], [torch.Generator(), None], [None, torch.Generator()], [torch.Generator()]]
+)
+def test_odd_lists_of_generators(generator: Any) -> None:
+    """Do what they do in diffusers."""
+    like, made = torch.empty(2, 70, 70), []
+    for program in (
+        lambda: randn_tensor(like.shape, generator=generator, device=like.device, dtype=torch.float32),
+        lambda: draw(like, generator, torch.float32, Spare()),
+    ):
+        for one in generator:
+            (one or torch.default_generator).manual_seed(5)
+        try:
+            made.append(program())
+        except Exception as error:
+            made.append(type(error))
+    assert made[0] == made[1] if isinstance(made[0], type) else torch.equal(made[0], made[1])
 
 
 def test_fewer_generators_than_samples() -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
+import platform
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -35,9 +40,9 @@ def by_us(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     drawn: list[int] = []
     fill = torch_stream._fill
 
-    def counted(out: Tensor, library: Any, before: Tensor, after: Tensor) -> int:
+    def counted(out: Tensor, before: Tensor, after: Tensor) -> int:
         drawn.append(out.numel())
-        return fill(out, library, before, after)
+        return fill(out, before, after)
 
     monkeypatch.setattr(torch_stream, "_fill", counted)
     return drawn
@@ -152,8 +157,8 @@ def test_another_thread_that_drew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
     fill = torch_stream._fill
     stolen: list[Tensor] = []
 
-    def interrupted(out: Tensor, library: Any, before: Tensor, after: Tensor) -> int:
-        done = fill(out, library, before, after)
+    def interrupted(out: Tensor, before: Tensor, after: Tensor) -> int:
+        done = fill(out, before, after)
         stolen.append(torch.randn(100, generator=mine))
         return done
 
@@ -165,28 +170,82 @@ def test_another_thread_that_drew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(mine.get_state(), theirs.get_state())
 
 
-@pytest.mark.parametrize("default", [False, True])
-def test_threads_share_a_generator(default: bool) -> None:
+def test_threads_that_share_a_generator_take_turns() -> None:
     """Each block of the stream is given out once, whoever gets it."""
     mine, theirs = pair(3)
-    state = torch.get_rng_state()
-    torch.manual_seed(3)
-    shared = None if default else mine
     got: list[Tensor] = []
 
-    def work(kind: int) -> None:
-        for _ in range(60):
-            if kind == 2:
-                got.append(torch.randn(LEAST, generator=shared))
-            else:
-                got.append(randn((LEAST,), generator=shared, dtype=torch.float32))
+    def work(_: int) -> None:
+        for _ in range(200):
+            got.append(randn((LEAST,), generator=mine, dtype=torch.float32))
 
-    together(work, range(3))
+    together(work, range(4))
     first = sorted(float(x[0]) for x in got)
-    after = (torch.default_generator if default else mine).get_state()
-    torch.set_rng_state(state)
-    assert first == sorted(float(torch.randn(LEAST, generator=theirs)[0]) for _ in range(180))
-    assert torch.equal(after, theirs.get_state())
+    assert first == sorted(float(torch.randn(LEAST, generator=theirs)[0]) for _ in range(800))
+    assert torch.equal(mine.get_state(), theirs.get_state())
+
+
+def test_the_default_generator_belongs_to_torch_while_there_are_threads(by_us: list[int]) -> None:
+    randn((LEAST,), generator=None, dtype=torch.float32)
+    by_us.clear()
+    release = threading.Event()
+    other = threading.Thread(target=release.wait)
+    other.start()
+    try:
+        randn((LEAST,), generator=None, dtype=torch.float32)
+        assert not by_us
+        randn((LEAST,), generator=torch.Generator(), dtype=torch.float32)
+        assert by_us == [LEAST]
+    finally:
+        release.set()
+        other.join()
+    randn((LEAST,), generator=None, dtype=torch.float32)
+    assert by_us == [LEAST] * 2
+
+
+def test_the_monitor_of_progress_bars_is_no_such_thread(by_us: list[int]) -> None:
+    from tqdm import tqdm
+
+    list(tqdm(range(2), disable=False, file=io.StringIO()))
+    assert threading.active_count() > 1
+    randn((LEAST,), generator=None, dtype=torch.float32)
+    assert by_us[-1] == LEAST
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_another_arithmetic_of_torch_is_noticed(capability: str) -> None:
+    """Scalar code makes numbers that differ in one of a hundred, in 16 bits in one of ten thousand."""
+    program = """
+import torch
+from fastsample.torch_stream import _alike, randn
+for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    mine, theirs = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    made = randn((2**20,), generator=mine, dtype=dtype)
+    assert torch.equal(made, torch.randn(2**20, generator=theirs, dtype=dtype))
+    assert torch.equal(mine.get_state(), theirs.get_state())
+print(all(_alike.values()), any(_alike.values()))
+"""
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if capability == "default" and platform.machine() in ("x86_64", "AMD64"):
+        assert done.stdout.split()[-1] == "False"
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled(dynamic: bool) -> None:
+    compiled = torch.compile(lambda x: x + randn_like(x), backend="eager", fullgraph=True, dynamic=dynamic)
+    for n in (LEAST, 2 * LEAST, 100):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            made = compiled(torch.zeros(n, 2))
+            torch.manual_seed(1)
+            assert same(made, torch.randn(n, 2))
+
+
+def test_strides_that_have_two_names() -> None:
+    x = torch.empty(8, 1024, 1, 1).to(memory_format=torch.channels_last)
+    assert randn_like(x).stride() == torch.randn_like(x).stride()
 
 
 @pytest.mark.parametrize("wrong", ["number", "state", "refused"])
@@ -194,8 +253,8 @@ def test_one_wrong_bit_and_torch_draws(wrong: str, monkeypatch: pytest.MonkeyPat
     randn((LEAST,), generator=None, dtype=torch.float32)
     fill = torch_stream._fill
 
-    def other(out: Tensor, library: Any, before: Tensor, after: Tensor) -> int:
-        done = fill(out, library, before, after)
+    def other(out: Tensor, before: Tensor, after: Tensor) -> int:
+        done = fill(out, before, after)
         if wrong == "number":
             out.view(torch.int32)[777] ^= 1
         elif wrong == "state":
@@ -215,7 +274,7 @@ def test_a_state_that_is_not_torchs_is_refused(at: int) -> None:
     state = torch.Generator().manual_seed(1).get_state()
     state[at : at + 4] = 77
     out, after = torch.zeros(LEAST), torch.zeros_like(state)
-    assert not torch_stream._fill(out, torch_stream._library, state, after)
+    assert not torch_stream._fill(out, state, after)
     good, draw = torch.Generator().manual_seed(1).get_state(), torch_stream._library.fastsample_randn
     for size, code, count in ((100, 1, LEAST), (5056, 0, LEAST), (5056, 4, LEAST), (5056, 1, 15)):
         assert not draw(good.data_ptr(), after.data_ptr(), size, code, out.data_ptr(), count)

@@ -45,7 +45,7 @@ struct Job {
   }
 };
 
-// Elements [from, n), multiples of L * width, all spans dense, of a row with K outputs.
+// Elements [from, n), L vectors at a time, all spans dense, of a row with K outputs.
 template <class V, int L, int K, Kind kind, class S = typename Lane<V>::Scalar>
 void dense(const Job<S>& job, int64_t from, int64_t n) {
   constexpr int kWidth = Lane<V>::kWidth;
@@ -90,14 +90,23 @@ void dense(const Job<S>& job, int64_t from, int64_t n) {
   }
 }
 
+template <class V, int L, int K, Kind kind>
+void dense_to_the_end(const Job<typename Lane<V>::Scalar>& job, int64_t from, int64_t n) {
+  constexpr int kStep = L * Lane<V>::kWidth;
+  const int64_t whole = from + (n - from) / kStep * kStep;
+  dense<V, L, K, kind>(job, from, whole);
+  if (whole < n) dense<V, 1, K, kind>(job, whole, n);
+}
+
+// Elements [from, n), whole vectors.
 template <class V, int L, Kind kind>
 void dense_by_outs(const Job<typename Lane<V>::Scalar>& job, int outs, int64_t from, int64_t n) {
   if (outs == 1)
-    dense<V, L, 1, kind>(job, from, n);
+    dense_to_the_end<V, L, 1, kind>(job, from, n);
   else if (outs == 2)
-    dense<V, L, 2, kind>(job, from, n);
+    dense_to_the_end<V, L, 2, kind>(job, from, n);
   else
-    dense<V, L, 3, kind>(job, from, n);
+    dense_to_the_end<V, L, 3, kind>(job, from, n);
 }
 
 // What will be read, fetched while normals are made: memory and arithmetic then overlap.
@@ -119,7 +128,7 @@ template <class V, int L>
 class RowLoop {
  public:
   using S = typename Lane<V>::Scalar;
-  static constexpr int kStep = L * Lane<V>::kWidth;
+  static constexpr int kWidth = Lane<V>::kWidth;
 
   explicit RowLoop(const UpdateArgs& args) : a(args), dense_(args.unit) {
     const auto see = [&](DType t) { all_[0] &= t == DType::kF32, all_[1] &= t == DType::kBF16; };
@@ -153,7 +162,7 @@ class RowLoop {
 
   // The same; fetches what `ahead` names instead.
   void tile(int64_t sample, int64_t i0, int64_t n, Ahead ahead) {
-    const int64_t whole = dense_ ? n / kStep * kStep : 0;
+    const int64_t whole = dense_ ? n / kWidth * kWidth : 0;
     if (dense_) {
       for (int j = 0; j < a.n_terms; ++j) job_.term[j] = at(a.terms[j], sample, i0);
       for (int k = 0; k < a.n_outs; ++k) job_.out[k] = at(a.outs[k], sample, i0);
@@ -198,7 +207,7 @@ class RowLoop {
     alignas(64) S out[kOutputs][kStridedTile];
     Job<S> local = job_;
     local.far = false;
-    const int64_t padded = (n + kStep - 1) / kStep * kStep;
+    const int64_t padded = (n + kWidth - 1) / kWidth * kWidth;
     const auto fetch = [&](int slot, const Operand& o) {
       transfer<true>(a, o, sample, i0, n, in[slot]);
       std::memset(in[slot] + n, 0, (padded - n) * sizeof(S));
@@ -207,7 +216,10 @@ class RowLoop {
     for (int j = 0; j < a.n_terms; ++j)
       if (job_.mask >> j & 1) local.term[j] = fetch(j, a.terms[j]);
     for (int r = 0; r < a.n_noises; ++r)
-      if (job_.mask >> (9 + r) & 1) local.xi[r] = a.key ? Span{xi_[r] + xi_at, kType} : fetch(kTerms + r, a.noise[r]);
+      if (job_.mask >> (9 + r) & 1) {
+        local.xi[r] = a.key ? Span{xi_[r] + xi_at, kType} : fetch(kTerms + r, a.noise[r]);
+        if (a.key) std::memset(xi_[r] + xi_at + n, 0, (padded - n) * sizeof(S));  // never made: they may be denormal
+      }
     for (int k = 0; k < a.n_outs; ++k) local.out[k] = {out[k], kType};
     dense_by_outs<V, L, sizeof(S) == 4 ? Kind::kF32 : Kind::kAny>(local, a.n_outs, 0, padded);
     for (int k = 0; k < a.n_outs; ++k) transfer<false>(a, a.outs[k], sample, i0, n, out[k]);

@@ -20,10 +20,10 @@ def draw(like: Tensor, generator: Generators, dtype: torch.dtype, spare: Spare) 
 
     Those of CPU generators are made by ``torch_stream.randn``.  Raises what ``randn_tensor`` raises.
     """
-    if isinstance(generator, list) and len(generator) == 1:
-        generator = generator[0]
+    generator = _unwrapped(generator)
     if isinstance(generator, list):
-        if not (free() and like.is_cpu and all(g.device == like.device for g in generator)):
+        own = (isinstance(one, torch.Generator) and one.device == like.device for one in generator)
+        if not (free() and like.is_cpu and all(own)):
             return _stock(like, generator, dtype)
         out = _room(like, dtype, spare)
         out = torch.empty(like.shape, dtype=dtype, device=like.device) if out is None else out
@@ -32,9 +32,11 @@ def draw(like: Tensor, generator: Generators, dtype: torch.dtype, spare: Spare) 
             torch_stream.randn(one.shape, generator=generator[sample], dtype=dtype, out=one)
         return out
     if generator is None or (isinstance(generator, torch.Generator) and generator.device == like.device):
-        if like.is_cpu and like.numel() >= torch_stream.LEAST:
+        if like.is_cpu:
             out = _room(like, dtype, spare)
             return torch_stream.randn(like.shape, generator=generator, dtype=dtype, out=out)
+        if generator is None:
+            return torch.randn(like.shape, device=like.device, dtype=dtype)
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=dtype)
     if isinstance(generator, torch.Generator) and generator.device.type == "cpu":
         return torch_stream.randn(like.shape, generator=generator, dtype=dtype).to(like.device)
@@ -60,14 +62,20 @@ class Pending:
 
 def pend(like: Tensor, generator: Generators, dtype: torch.dtype, spare: Spare) -> Tensor | Pending:
     """``draw``, put off where the step's own pass can do it."""
-    if isinstance(generator, list) and len(generator) == 1:
-        generator = generator[0]
-    numel = like.numel()
-    if numel < torch_stream.LEAST or numel // len(like) % BLOCK or not (like.is_cpu and like.dtype != torch.float64):
+    generator = _unwrapped(generator)
+    if isinstance(generator, list) or not (free() and like.is_cpu and like.numel() >= torch_stream.LEAST):
         return draw(like, generator, dtype, spare)
-    if (generator is None or isinstance(generator, torch.Generator)) and torch_stream.ready(generator, dtype):
+    fits_blocks = like.numel() // len(like) % BLOCK == 0 and like.dtype != torch.float64
+    if fits_blocks and torch_stream.ready(generator, dtype):
         return Pending(like, generator, dtype, spare)
     return draw(like, generator, dtype, spare)
+
+
+def _unwrapped(generator: Generators) -> Generators:
+    """A list of one generator is that generator, as in diffusers."""
+    if isinstance(generator, list) and len(generator) == 1 and isinstance(generator[0], torch.Generator):
+        return generator[0]
+    return generator
 
 
 def _stock(like: Tensor, generator: Generators, dtype: torch.dtype) -> Tensor:

@@ -43,7 +43,7 @@ def new_like(like: Tensor, dtypes: Sequence[torch.dtype], spare: Spare | None) -
     return outs
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _no_key(batch: int) -> Tensor:
     """A key that is never read: a bound call knows by it that noise is no tensor."""
     with torch.inference_mode(False):
