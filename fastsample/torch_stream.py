@@ -28,7 +28,8 @@ _CPU = torch.device("cpu")
 _alike: dict[torch.dtype, bool] = {}
 _call: Any = partial.__call__
 _library: Any = None
-_turns = [threading.RLock() for _ in range(64)]  # of generators, by address
+# Of generators, by address: whose turn it is, and memory for a state
+_turns: list[tuple[Any, list[Tensor]]] = [(threading.RLock(), []) for _ in range(64)]
 _torch: Any = torch._C._VariableFunctions  # where torch.randn is from
 
 
@@ -99,24 +100,20 @@ def call(update: bound.Bound, generator: torch.Generator | None, dtype: torch.dt
 def _take(generator: torch.Generator | None, make: Callable[[Tensor, Tensor], int]) -> bool:
     """Draw by ``make(before, after)``, which writes the state after the draw; False if nothing was drawn."""
     own = torch.default_generator if generator is None else generator
-    with _turns[id(own) // 64 % len(_turns)]:
+    turn, rooms = _turns[id(own) // 64 % len(_turns)]
+    with turn:
         before = own.get_state()
-        after = torch.empty_like(before)
-        if not make(before, after):
-            return False
-        now = own.get_state()
-        if _differ(now, before):
-            return False  # torch drew meanwhile, and what it gave must not be given again
-        # The same once more, with the write behind it: map calls one after the other, and no thread of Python between
-        now, _ = map(_call, (partial(own.get_state), partial(own.set_state, after)))
-        if not _differ(now, before):
-            return True
-        own.set_state(now)
-        return False
-
-
-def _differ(now: Tensor, before: Tensor) -> bool:
-    return bool(_library.memcmp(now.data_ptr(), before.data_ptr(), before.numel()))
+        after = rooms.pop() if rooms else torch.empty_like(before)
+        done = make(before, after)
+        if done:
+            # map calls one after the other, and no thread of Python between: what torch drew meanwhile for another one
+            # is seen, and must not be given again
+            now, _ = map(_call, (partial(own.get_state), partial(own.set_state, after)))
+            if _library.memcmp(now.data_ptr(), before.data_ptr(), before.numel()):
+                own.set_state(now)
+                done = 0
+        rooms.append(after)
+        return bool(done)
 
 
 def _fill(out: Tensor, before: Tensor, after: Tensor) -> int:

@@ -12,6 +12,7 @@ from fastsample.torch_stream import BLOCK
 
 from .spare import Spare, fits
 
+_is_compiling = torch.compiler.is_compiling
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -32,10 +33,10 @@ def draw(like: Tensor, generator: Generators, dtype: torch.dtype, spare: Spare) 
             torch_stream.randn(one.shape, generator=generator[sample], dtype=dtype, out=one)
         return out
     if generator is None or (isinstance(generator, torch.Generator) and generator.device == like.device):
-        if like.is_cpu:
+        if like.is_cpu and not _small(like):
             out = _room(like, dtype, spare)
             return torch_stream.randn(like.shape, generator=generator, dtype=dtype, out=out)
-        if generator is None:
+        if generator is None:  # torch.compile does not take it as None where sizes are symbols
             return torch.randn(like.shape, device=like.device, dtype=dtype)
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=dtype)
     if isinstance(generator, torch.Generator) and generator.device.type == "cpu":
@@ -63,12 +64,17 @@ class Pending:
 def pend(like: Tensor, generator: Generators, dtype: torch.dtype, spare: Spare) -> Tensor | Pending:
     """``draw``, put off where the step's own pass can do it."""
     generator = _unwrapped(generator)
-    if isinstance(generator, list) or not (free() and like.is_cpu and like.numel() >= torch_stream.LEAST):
+    if _small(like) or isinstance(generator, list) or not (free() and like.is_cpu):
         return draw(like, generator, dtype, spare)
     fits_blocks = like.numel() // len(like) % BLOCK == 0 and like.dtype != torch.float64
     if fits_blocks and torch_stream.ready(generator, dtype):
         return Pending(like, generator, dtype, spare)
     return draw(like, generator, dtype, spare)
+
+
+def _small(like: Tensor) -> bool:
+    """Whether torch draws as fast.  Traced sizes are not compared: they would become conditions of the trace."""
+    return not _is_compiling() and like.numel() < torch_stream.LEAST
 
 
 def _unwrapped(generator: Generators) -> Generators:
