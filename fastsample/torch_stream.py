@@ -27,7 +27,9 @@ _CHECKED = (16400, 2047)  # normals that are compared; the second count has an o
 _CPU = torch.device("cpu")
 _alike: dict[torch.dtype, bool] = {}
 _call: Any = partial.__call__
+_SHORT = 2**18  # elements: a draw of less keeps the lock of the interpreter, so that fewer threads draw in vain
 _library: Any = None
+_released: Any = None  # the same functions, while which other threads run
 # Of generators, by address: whose turn it is, and memory for a state
 _turns: list[tuple[Any, list[Tensor]]] = [(threading.RLock(), []) for _ in range(64)]
 _torch: Any = torch._C._VariableFunctions  # where torch.randn is from
@@ -87,14 +89,14 @@ def _alone() -> bool:
     return all(thread is mine or type(thread).__name__ == "TMonitor" for thread in threading.enumerate())  # tqdm's
 
 
-def call(update: bound.Bound, generator: torch.Generator | None, dtype: torch.dtype) -> bool:
+def call(update: bound.Bound, generator: torch.Generator | None, dtype: torch.dtype, count: int) -> bool:
     """Do a bound ``update_`` whose noise is the next draw of the generator, as if it were a tensor of this dtype.
 
-    ``update`` was bound with some key, which is not read; its row has one noise, its samples have a multiple of 16
-    elements, and its arithmetic is float32.  Ask ``ready`` first.  ``False``: nothing was drawn, the outputs hold
-    nothing, and it needs another way.
+    ``count``: normals.  ``update`` was bound with some key, which is not read; its row has one noise, its samples have
+    a multiple of 16 elements, and its arithmetic is float32.  Ask ``ready`` first.  ``False``: nothing was drawn, the
+    outputs hold nothing, and it needs another way.
     """
-    return _take(generator, partial(_update, update, _CODES[dtype]))
+    return _take(generator, partial(_update, update, _CODES[dtype], count))
 
 
 def _take(generator: torch.Generator | None, make: Callable[[Tensor, Tensor], int]) -> bool:
@@ -118,30 +120,35 @@ def _take(generator: torch.Generator | None, make: Callable[[Tensor, Tensor], in
 
 def _fill(out: Tensor, before: Tensor, after: Tensor) -> int:
     """Write normals, and the state after them; 0 if the state before them is not understood."""
-    made: int = _library.fastsample_randn(
+    library = _library if out.numel() < _SHORT else _released
+    made: int = library.fastsample_randn(
         before.data_ptr(), after.data_ptr(), before.numel(), _CODES[out.dtype], out.data_ptr(), out.numel()
     )
     return made
 
 
-def _update(update: bound.Bound, code: int, before: Tensor, after: Tensor) -> int:
-    made: int = _library.fastsample_call_with_stream(
+def _update(update: bound.Bound, code: int, count: int, before: Tensor, after: Tensor) -> int:
+    library = _library if count < _SHORT else _released
+    made: int = library.fastsample_call_with_stream(
         update.handle, update.at, before.data_ptr(), after.data_ptr(), before.numel(), code
     )
     return made
 
 
 def _load() -> bool:
-    global _library
+    global _library, _released
     from . import native
 
     if _library is None and native.load_for("cpu"):
-        found = ctypes.CDLL(native.loaded_from("cpu"))
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        found.memcmp.argtypes = (pointer, pointer, ctypes.c_size_t)
-        found.fastsample_randn.argtypes = (pointer, pointer, number, number, pointer, number)
-        found.fastsample_call_with_stream.argtypes = (pointer, pointer, pointer, pointer, number, number)
-        _library = found
+        found = []
+        for kind in (ctypes.CDLL, ctypes.PyDLL):
+            library = kind(native.loaded_from("cpu"))
+            library.memcmp.argtypes = (pointer, pointer, ctypes.c_size_t)
+            library.fastsample_randn.argtypes = (pointer, pointer, number, number, pointer, number)
+            library.fastsample_call_with_stream.argtypes = (pointer, pointer, pointer, pointer, number, number)
+            found.append(library)
+        _released, _library = found
     return _library is not None
 
 

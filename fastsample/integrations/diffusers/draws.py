@@ -54,7 +54,7 @@ class Pending:
 
     def call(self, update: Bound) -> bool:
         """Do a bound update with it; ``False``: nothing was drawn, and ``tensor`` gives it."""
-        return torch_stream.call(update, self._generator, self._dtype)
+        return torch_stream.call(update, self._generator, self._dtype, self._like.numel())
 
     def tensor(self) -> Tensor:
         """Draw it."""
