@@ -25,6 +25,7 @@ BLOCK = 16  # normals that torch makes together; a draw inside a step needs samp
 _CODES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 _CHECKED = (16400, 2047)  # normals that are compared; the second count has an odd end
 _CPU = torch.device("cpu")
+_is_compiling = torch.compiler.is_compiling
 _alike: dict[torch.dtype, bool] = {}
 _call: Any = partial.__call__
 _SHORT = 2**18  # elements: a draw of less keeps the lock of the interpreter, so that fewer threads draw in vain
@@ -48,7 +49,8 @@ def randn(
     while other threads of Python are alive.  A generator of its own that a thread draws from here must not be drawn
     from by ``torch.randn`` in another at the same moment: that draw may be lost.
     """
-    if bound.free() and math.prod(shape) >= LEAST and ready(generator, dtype):  # traced sizes are not compared
+    # Traced sizes are not compared: they would become conditions of the trace
+    if not _is_compiling() and math.prod(shape) >= LEAST and ready(generator, dtype):
         room = torch.empty(shape, dtype=dtype, device=_CPU) if out is None else out
         if bound.usual(room) and _take(generator, partial(_fill, room)):
             return room
