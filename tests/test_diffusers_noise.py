@@ -99,7 +99,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append("step" if done else "refused")
         return done
 
-    torch_stream.randn((9999,), generator=None, dtype=torch.float32)
+    torch_stream.randn((9999,), generator=torch.Generator(), dtype=torch.float32)
     monkeypatch.setattr(torch_stream, "_fill", filled)
     monkeypatch.setattr(torch_stream, "_update", updated)
     return seen

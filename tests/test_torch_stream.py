@@ -48,6 +48,15 @@ def by_us(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return drawn
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that other tests have left do not count."""
+    threads = threading.enumerate
+    before = [thread for thread in threads() if thread is not threading.current_thread()]
+    monkeypatch.setattr(threading, "enumerate", lambda: [thread for thread in threads() if thread not in before])
+    monkeypatch.setattr(threading, "active_count", lambda: len(threading.enumerate()))
+
+
 def same(made: Tensor, wanted: Tensor) -> bool:
     bits = BITS[made.dtype.itemsize]
     return made.dtype == wanted.dtype and torch.equal(made.view(bits), wanted.view(bits))
@@ -58,7 +67,7 @@ def pair(seed: int) -> tuple[torch.Generator, torch.Generator]:
 
 
 def test_this_torch_is_one_that_is_known() -> None:
-    assert randn((LEAST,), generator=None, dtype=torch.float32).shape == (LEAST,)
+    assert randn((LEAST,), generator=torch.Generator(), dtype=torch.float32).shape == (LEAST,)
     assert torch_stream._alike[torch.float32]
 
 
@@ -92,7 +101,7 @@ def test_any_seed_and_place(seed: int, place: int, counts: list[int]) -> None:
     assert torch.equal(mine.get_state(), theirs.get_state())
 
 
-def test_default_generator_and_memory_of_the_caller(by_us: list[int]) -> None:
+def test_default_generator_and_memory_of_the_caller(by_us: list[int], alone: None) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         room = torch.empty(3, 50, 41)
@@ -162,7 +171,7 @@ def test_another_thread_that_drew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
         stolen.append(torch.randn(100, generator=mine))
         return done
 
-    randn((LEAST,), generator=None, dtype=torch.float32)
+    randn((LEAST,), generator=torch.Generator(), dtype=torch.float32)
     monkeypatch.setattr(torch_stream, "_fill", interrupted)
     made = randn((LEAST,), generator=mine, dtype=torch.float32)
     assert same(stolen[0], torch.randn(100, generator=theirs))
@@ -185,8 +194,8 @@ def test_threads_that_share_a_generator_take_turns() -> None:
     assert torch.equal(mine.get_state(), theirs.get_state())
 
 
-def test_the_default_generator_belongs_to_torch_while_there_are_threads(by_us: list[int]) -> None:
-    randn((LEAST,), generator=None, dtype=torch.float32)
+def test_the_default_generator_belongs_to_torch_while_there_are_threads(by_us: list[int], alone: None) -> None:
+    randn((LEAST,), generator=torch.Generator(), dtype=torch.float32)
     by_us.clear()
     release = threading.Event()
     other = threading.Thread(target=release.wait)
@@ -203,11 +212,11 @@ def test_the_default_generator_belongs_to_torch_while_there_are_threads(by_us: l
     assert by_us == [LEAST] * 2
 
 
-def test_the_monitor_of_progress_bars_is_no_such_thread(by_us: list[int]) -> None:
+def test_the_monitor_of_progress_bars_is_no_such_thread(by_us: list[int], alone: None) -> None:
     from tqdm import tqdm
 
-    list(tqdm(range(2), disable=False, file=io.StringIO()))
-    assert threading.active_count() > 1
+    with tqdm(range(2), disable=False, file=io.StringIO()) as bar:
+        assert bar.monitor is not None
     randn((LEAST,), generator=None, dtype=torch.float32)
     assert by_us[-1] == LEAST
 
@@ -250,7 +259,7 @@ def test_strides_that_have_two_names() -> None:
 
 @pytest.mark.parametrize("wrong", ["number", "state", "refused"])
 def test_one_wrong_bit_and_torch_draws(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    randn((LEAST,), generator=None, dtype=torch.float32)
+    randn((LEAST,), generator=torch.Generator(), dtype=torch.float32)
     fill = torch_stream._fill
 
     def other(out: Tensor, before: Tensor, after: Tensor) -> int:
@@ -270,7 +279,7 @@ def test_one_wrong_bit_and_torch_draws(wrong: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("at", [8, 12, 16])
 def test_a_state_that_is_not_torchs_is_refused(at: int) -> None:
-    randn((LEAST,), generator=None, dtype=torch.float32)
+    randn((LEAST,), generator=torch.Generator(), dtype=torch.float32)
     state = torch.Generator().manual_seed(1).get_state()
     state[at : at + 4] = 77
     out, after = torch.zeros(LEAST), torch.zeros_like(state)
