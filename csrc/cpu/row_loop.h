@@ -24,26 +24,40 @@ struct Job {
   int64_t draw[kNoises];
   int terms;  // read
   bool far;   // they lie in memory: fetch them ahead of use
-  int8_t places[kTerms];
-  uint8_t in[kTerms], in_d, in_xi[kNoises];
+  int places[kTerms];
+  uint32_t in[kTerms], in_d, in_xi[kNoises];
   Span term[kTerms], xi[kNoises], out[kOutputs];
 
   void prepare(int n_terms, int n_outs, int n_noises) {
     mask = needs(row.v, n_terms, n_outs, n_noises);
-    terms = 0;
+    int read = 0;
     for (int j = 0; j < n_terms; ++j)
-      if (mask >> j & 1) places[terms] = j, in[terms++] = used(4 * j, n_outs) & (mask >> 8 & 1 ? 0xff : 0xfe);
-    in_d = used(kLo, n_outs) & 0xfe;
-    for (int r = 0; r < kNoises; ++r) in_xi[r] = r < n_noises ? used(kHi + 4 * r, n_outs) & 0xfe : 0;
+      if (mask >> j & 1) {
+        places[read] = j;
+        in[read] = outputs(4 * j, n_outs) | (mask >> 8 & 1 && row.v[4 * j] != S(0) ? 1u : 0u);
+        ++read;
+      }
+    terms = read;
+    in_d = outputs(kLo, n_outs);
+    for (int r = 0; r < kNoises; ++r) in_xi[r] = r < n_noises ? outputs(kHi + 4 * r, n_outs) : 0u;
   }
 
  private:
-  uint8_t used(int column, int outs) const {
-    int bits = 0;
-    for (int k = 0; k <= outs; ++k) bits |= (row.v[column + k] != S(0)) << k;
-    return static_cast<uint8_t>(bits);
+  uint32_t outputs(int column, int outs) const {
+    uint32_t bits = 0;
+    for (int k = 0; k < outs; ++k)
+      if (row.v[column + 1 + k] != S(0)) bits |= 2u << k;  // (v[..] != 0) << k: wrong with gcc 12's sanitizers
+    return bits;
   }
 };
+
+// Adds what `x` is in the outputs that have a part of it.
+template <class S, class V, int L, int K>
+FS_HD void add_parts(const S* weights, uint32_t in, const V (&x)[L], V (&acc)[K][L]) {
+  FS_UNROLL
+  for (int k = 0; k < K; ++k)
+    if (in >> (1 + k) & 1) add_weighted<S, V, L>(weights[k], x, acc[k]);
+}
 
 // Elements [from, n), L vectors at a time, all spans dense, of a row with K outputs.
 template <class V, int L, int K, Kind kind, class S = typename Lane<V>::Scalar>
@@ -51,11 +65,6 @@ void dense(const Job<S>& job, int64_t from, int64_t n) {
   constexpr int kWidth = Lane<V>::kWidth;
   for (int64_t i = from; i < n; i += L * kWidth) {
     V x[L], d[L], acc[K][L];
-    const auto add = [&](int column, uint32_t in, const V(&of)[L]) __attribute__((always_inline)) {
-      FS_UNROLL
-      for (int k = 0; k < K; ++k)
-        if (in >> (1 + k) & 1) add_weighted<S, V, L>(job.row.v[column + 1 + k], of, acc[k]);
-    };
     FS_UNROLL
     for (int l = 0; l < L; ++l) {
       d[l] = V(S(0));
@@ -70,17 +79,17 @@ void dense(const Job<S>& job, int64_t from, int64_t n) {
       }
       load_run<kind, L>(job.term[j], i, x);
       if (job.in[t] & 1) add_weighted<S, V, L>(job.row.v[4 * j], x, d);
-      add(4 * j, job.in[t], x);
+      add_parts<S, V, L, K>(job.row.v + 4 * j + 1, job.in[t], x, acc);
     }
     if (job.in_d) {
       limit<S, V, L>(job.row.v, d);
-      add(kLo, job.in_d, d);
+      add_parts<S, V, L, K>(job.row.v + kLo + 1, job.in_d, d, acc);
     }
     FS_UNROLL
     for (int r = 0; r < kNoises; ++r)
       if (job.in_xi[r]) {
         load_run<Kind::kAny, L>(job.xi[r], i, x);
-        add(kHi + 4 * r, job.in_xi[r], x);
+        add_parts<S, V, L, K>(job.row.v + kHi + 4 * r + 1, job.in_xi[r], x, acc);
       }
     FS_UNROLL
     for (int k = 0; k < K; ++k) {
