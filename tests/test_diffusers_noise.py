@@ -19,7 +19,12 @@ from fastsample.integrations.diffusers.draws import draw
 from fastsample.integrations.diffusers.engine import own_tables
 from fastsample.integrations.diffusers.spare import Spare
 
-pytestmark = pytest.mark.skipif(not native.load_for("cpu"), reason="no compiled CPU library")
+pytestmark = [
+    pytest.mark.skipif(not native.load_for("cpu"), reason="no compiled CPU library"),
+    pytest.mark.skipif(
+        torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="torch draws in another way here"
+    ),
+]
 NOISY = {
     "DDPMScheduler": {},
     "SASolverScheduler": {},
@@ -105,11 +110,17 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+def needs_known(dtype: torch.dtype) -> None:
+    if dtype is not torch.float64 and not torch_stream.ready(torch.Generator(), dtype):
+        pytest.skip(f"this torch draws {dtype} in another way")  # 2.11 does so with 16 bits
+
+
 def test_one_pass_draws_and_steps(drawn: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_stream, "_alone", lambda: True)  # whatever threads other tests have left
     with own_tables():
         run(ours, "DDPMScheduler", torch.float32, "one", (2, 4, 32, 32))
         assert drawn == [(2, 4, 32, 32), "step", "step", "step"]  # the first is learnt from; the last step has none
+        needs_known(torch.bfloat16)
         run(ours, "DDPMScheduler", torch.bfloat16, "none", (2, 4, 32, 32))
         assert drawn[4:] == [(2, 4, 32, 32), "step", "step", "step"]
 
@@ -133,6 +144,8 @@ def test_where_it_draws_a_tensor(kind: str, dtype: Any, shape: Any, tensors: lis
 @pytest.mark.parametrize("name", ["DDPMScheduler", "LCMScheduler", "DPMSolverMultistepScheduler"])
 def test_bits_of_a_draw_inside_a_step(name: str, shape: Any, dtype: Any, threads: int, drawn: list[Any]) -> None:
     """Those of the same row with the noise as a tensor."""
+    needs_known(dtype)
+    drawn.clear()
     before = torch.get_num_threads()
     try:
         with own_tables():
@@ -154,6 +167,7 @@ def test_bits_of_a_draw_inside_a_step(name: str, shape: Any, dtype: Any, threads
 @pytest.mark.parametrize("orders", [(1, 1), (2, 2), (3, 4)])
 def test_sa_solver_with_the_noise_inside(orders: Any, dtype: Any, algorithm: str, drawn: list[Any]) -> None:
     """As near to float64 as with the noise kept for the corrector, also where the two ways change within a run."""
+    needs_known(dtype)
     config = {"algorithm_type": algorithm, "predictor_order": orders[0], "corrector_order": orders[1]}
 
     @torch.no_grad()
