@@ -13,13 +13,7 @@
 
 namespace fs {
 
-static UpdateTiles update_loop() {
-#if defined(__x86_64__)
-  if (chosen_isa() == Isa::kAvx512) return isa_avx512::update_tiles;
-  if (chosen_isa() == Isa::kAvx2) return isa_avx2::update_tiles;
-#endif
-  return isa_base::update_tiles;
-}
+static UpdateTiles update_loop() { return FS_OF_ISA(update_tiles); }
 
 static void run_update(const UpdateArgs& a) {
   const int64_t tiles = update_tile_count(a);
@@ -57,13 +51,7 @@ static int64_t bind_update_cpu(Tensors outs, Tensors terms, Tensor table, Tensor
   return reinterpret_cast<int64_t>(make_bound(outs, terms, table, step, key, noise).release());
 }
 
-static BrownianTiles brownian_loop() {
-#if defined(__x86_64__)
-  if (chosen_isa() == Isa::kAvx512) return isa_avx512::brownian_tiles;
-  if (chosen_isa() == Isa::kAvx2) return isa_avx2::brownian_tiles;
-#endif
-  return isa_base::brownian_tiles;
-}
+static BrownianTiles brownian_loop() { return FS_OF_ISA(brownian_tiles); }
 
 static void brownian_cpu(Tensor out, Tensor key, Tensor nodes, Tensor weights, Tensor step) {
   for (const Tensor* x : {&out, &key, &nodes, &weights, &step})
@@ -88,13 +76,7 @@ static void check_reduce(const ReduceArgs& a, const Tensor& rows, const Tensors&
                     a.table_rows - 1);
 }
 
-static ThresholdLoops threshold_loops() {
-#if defined(__x86_64__)
-  if (chosen_isa() == Isa::kAvx512) return {isa_avx512::threshold_pass, isa_avx512::threshold_found};
-  if (chosen_isa() == Isa::kAvx2) return {isa_avx2::threshold_pass, isa_avx2::threshold_found};
-#endif
-  return {isa_base::threshold_pass, isa_base::threshold_found};
-}
+static ThresholdLoops threshold_loops() { return {FS_OF_ISA(threshold_pass), FS_OF_ISA(threshold_found)}; }
 
 // Samples [begin, end), each shared by `parts`.
 template <class S, class Parallel>
@@ -136,13 +118,7 @@ static void threshold_cpu(Tensor rows, Tensors terms, Tensor table, Tensor step,
   a.wide ? threshold_all<double>(a) : threshold_all<float>(a);
 }
 
-static RescaleBlocks rescale_loop() {
-#if defined(__x86_64__)
-  if (chosen_isa() == Isa::kAvx512) return isa_avx512::rescale_blocks;
-  if (chosen_isa() == Isa::kAvx2) return isa_avx2::rescale_blocks;
-#endif
-  return isa_base::rescale_blocks;
-}
+static RescaleBlocks rescale_loop() { return FS_OF_ISA(rescale_blocks); }
 
 static void rescale_cpu(Tensor rows, Tensors terms, Tensor table, Tensor step, int64_t cond, int64_t uncond) {
   const RescaleArgs a = make_rescale_args(rows, terms, table, step, cond, uncond);
@@ -173,13 +149,7 @@ static void rescale_cpu(Tensor rows, Tensors terms, Tensor table, Tensor step, i
 }
 
 static MetropolisLoops metropolis_loops() {
-#if defined(__x86_64__)
-  if (chosen_isa() == Isa::kAvx512)
-    return {isa_avx512::metropolis_samples, isa_avx512::metropolis_blocks, isa_avx512::metropolis_tiles};
-  if (chosen_isa() == Isa::kAvx2)
-    return {isa_avx2::metropolis_samples, isa_avx2::metropolis_blocks, isa_avx2::metropolis_tiles};
-#endif
-  return {isa_base::metropolis_samples, isa_base::metropolis_blocks, isa_base::metropolis_tiles};
+  return {FS_OF_ISA(metropolis_samples), FS_OF_ISA(metropolis_blocks), FS_OF_ISA(metropolis_tiles)};
 }
 
 static void metropolis_cpu(Tensor state, Tensor cache, Tensors outs, Tensor chain, Tensor proposal, Tensor fresh,

@@ -9,21 +9,9 @@
 
 namespace fs {
 
-static StreamBlocks stream_loop() {
-#if defined(__x86_64__)
-  if (chosen_isa() == Isa::kAvx512) return isa_avx512::stream_blocks;
-  if (chosen_isa() == Isa::kAvx2) return isa_avx2::stream_blocks;
-#endif
-  return isa_base::stream_blocks;
-}
+static StreamBlocks stream_loop() { return FS_OF_ISA(stream_blocks); }
 
-static UpdateFromStream update_loop() {
-#if defined(__x86_64__)
-  if (chosen_isa() == Isa::kAvx512) return isa_avx512::update_from_stream;
-  if (chosen_isa() == Isa::kAvx2) return isa_avx2::update_from_stream;
-#endif
-  return isa_base::update_from_stream;
-}
+static UpdateFromStream update_loop() { return FS_OF_ISA(update_from_stream); }
 
 // Calls loop(begin, end) on parts of `count` pieces of a stream, `numel` normals in all.
 template <class F>

@@ -29,6 +29,16 @@ inline Isa chosen_isa() {
   return isa;
 }
 
+// The build of a function for the chosen instruction set.
+#if defined(__x86_64__)
+#define FS_OF_ISA(FUNCTION)                            \
+  (chosen_isa() == Isa::kAvx512 ? isa_avx512::FUNCTION \
+   : chosen_isa() == Isa::kAvx2 ? isa_avx2::FUNCTION   \
+                                : isa_base::FUNCTION)
+#else
+#define FS_OF_ISA(FUNCTION) isa_base::FUNCTION
+#endif
+
 inline const char* isa_name(Isa isa) {
 #if defined(__aarch64__)
   return "neon";  // of every such processor, so that base is built for it
